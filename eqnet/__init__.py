@@ -1,0 +1,1 @@
+"""Equivariant neural networks for molecules and materials in JAX."""

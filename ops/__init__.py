@@ -1,0 +1,1 @@
+"""Tensor products: what they compute and how."""
