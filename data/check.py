@@ -1,0 +1,196 @@
+"""Checks of what a file says, before anything is computed from it.
+
+ASE's reader accepts much that is wrong: extra columns, doubled keys, unfinished files. The text of
+an extended XYZ file is therefore looked through once, line by line, before ASE interprets it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eqnet.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_PAIR = re.compile(
+    r"""([^\s=]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S*)""", re.VERBOSE
+)
+_TRUTH = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "1", "0"}
+_DEFAULT = ["species", "S", "1", "pos", "R", "3"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The text of one frame of an extended XYZ file."""
+
+    line: int  # number of its first line, from 1
+    lines: list[str]
+    columns: list[str]  # "name:type" of every column
+
+
+def scan(text: str, file: str) -> list[Block]:
+    """Cut the text of an XYZ file into frames, refusing what is not well formed.
+
+    Raises:
+        InputError: naming file, frame and line.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    blocks: list[Block] = []
+    position = 0
+    while True:
+        while position < len(lines) and not lines[position].strip():
+            position += 1
+        if position == len(lines):
+            break
+        block = _block(lines, position, blocks, file)
+        blocks.append(block)
+        position += len(block.lines)
+    if not blocks:
+        raise InputError(f"{file}: 0 frames, the file is empty; give a file with structures")
+    return blocks
+
+
+def _block(lines: list[str], start: int, before: list[Block], file: str) -> Block:
+    where = f"{file}, frame {len(before)}"
+    count = _count(lines[start], start, before, where)
+    end = start + 2 + count
+    rows = lines[start + 2 : end]
+    while rows and end >= len(lines) and not rows[-1].strip():
+        rows.pop()
+    if len(rows) < count:
+        raise InputError(
+            f"{where}: {count} atoms are announced in line {start + 1}, but the file ends after "
+            f"{len(rows)} of them; it is cut short or the count is wrong"
+        )
+    columns, exact = _columns(lines[start + 1], start + 2, where)
+    for offset, row in enumerate(rows):
+        found = len(row.split())
+        if found != len(columns) if exact else found < len(columns):
+            raise InputError(
+                f"{where}, line {start + 3 + offset}: {found} columns, {len(columns)} are wanted"
+                + (" by Properties" if exact else "")
+                + f"; the line is {row.strip()[:60]!r}"
+            )
+    while end < len(lines) and lines[end].startswith("VEC"):  # cell vectors of ADF
+        end += 1
+    return Block(start + 1, lines[start:end], columns)
+
+
+def _count(line: str, position: int, before: list[Block], where: str) -> int:
+    try:
+        count = int(line)
+    except ValueError:
+        hint = "is this an XYZ file?"
+        if before:
+            hint = f"does frame {len(before) - 1} announce too few atoms in line {before[-1].line}?"
+        raise InputError(
+            f"{where}, line {position + 1}: the number of atoms is wanted, found "
+            f"{line.strip()[:60]!r}; {hint}"
+        ) from None
+    if count < 1:
+        raise InputError(
+            f"{where}, line {position + 1}: {count} atoms, 1 or more are wanted; remove this frame"
+        )
+    return count
+
+
+def _columns(comment: str, number: int, where: str) -> tuple[list[str], bool]:
+    """The columns that the comment line announces, and whether a row must have exactly these."""
+    where = f"{where}, line {number}"
+    pairs = _PAIR.findall(comment)
+    values = dict(pairs)
+    extended = "Properties" in values or "Lattice" in values
+    if extended:
+        if comment.replace('\\"', "").count('"') % 2:
+            raise InputError(f"{where}: a quotation mark is not closed; correct the line")
+        doubled = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        if doubled:
+            raise InputError(
+                f"{where}: the key {doubled[0]} stands there twice; remove one of them"
+            )
+        _check_pbc(values.get("pbc"), where)
+    fields = values.get("Properties", "").strip("\"'").split(":") if extended else []
+    fields = fields if fields != [""] else []
+    well_formed = len(fields) % 3 == 0 and all(
+        kind in ("R", "I", "S", "L") and width.isdigit() and int(width) > 0
+        for kind, width in zip(fields[1::3], fields[2::3], strict=False)
+    )
+    if not well_formed:
+        raise InputError(
+            f"{where}: Properties={':'.join(fields)[:60]} is not a list of name:type:columns "
+            "with types R, I, S, L"
+        )
+    exact = bool(fields)
+    fields = fields or _DEFAULT
+    triples = zip(fields[::3], fields[1::3], fields[2::3], strict=True)
+    return [f"{name}:{kind}" for name, kind, width in triples for _ in range(int(width))], exact
+
+
+def _check_pbc(value: str | None, where: str) -> None:
+    if value is None:
+        return
+    words = value.strip("\"'{}[]").replace(",", " ").split()
+    if len(words) not in (1, 3) or not set(words) <= _TRUTH:
+        raise InputError(f"{where}: pbc={value} is not understood, three of T and F are wanted")
+
+
+def explain(block: Block) -> str | None:
+    """Find the entry of a frame that cannot be read, after ASE failed on it."""
+    from ase.data import atomic_numbers
+
+    rows = block.lines[2 : 2 + int(block.lines[0])]
+    for offset, row in enumerate(rows):
+        for column, (name, word) in enumerate(zip(block.columns, row.split(), strict=False)):
+            here = f"line {block.line + 2 + offset}, column {column + 1}"
+            if name == "species:S" and word.capitalize() not in atomic_numbers:
+                return f"{here}: {word!r} is not the symbol of an element"
+            try:
+                {"R": float, "I": int}.get(name[-1], str)(word)
+            except ValueError:
+                return f"{here} ({name.split(':')[0]}): {word!r} is not a number"
+    return None
+
+
+def check_structure(atoms: Atoms, where: str) -> None:
+    """Refuse atoms, positions and cells that no potential can be computed for.
+
+    Raises:
+        InputError: naming the frame (`where`) and what is wrong.
+    """
+    if len(atoms) == 0:
+        raise InputError(f"{where}: the frame has no atoms; remove it")
+    if not ((atoms.numbers >= 1) & (atoms.numbers <= 118)).all():
+        bad = int(np.argmax((atoms.numbers < 1) | (atoms.numbers > 118)))
+        raise InputError(
+            f"{where}: atom {bad} is {atoms.symbols[bad]}, which is not an element; remove it"
+        )
+    for name, array in (("the position of atom", atoms.positions), ("cell vector", atoms.cell)):
+        bad = np.argwhere(~np.isfinite(np.asarray(array)))
+        if len(bad):
+            raise InputError(f"{where}: {name} {bad[0][0]} is not finite; correct or remove it")
+    check_cell(np.asarray(atoms.cell), np.asarray(atoms.pbc), where)
+
+
+def check_cell(cell: np.ndarray, pbc: np.ndarray, where: str) -> None:
+    """Refuse periodic directions whose cell vectors are zero or linearly dependent."""
+    vectors = cell[pbc]
+    lengths = np.linalg.norm(vectors, axis=1)
+    axes = np.flatnonzero(pbc)
+    if (lengths < 1e-6).any():
+        axis = int(axes[np.argmin(lengths)])
+        raise InputError(
+            f"{where}: periodic along axis {axis}, but cell vector {axis} is zero; "
+            "give the cell or switch pbc off along it"
+        )
+    if len(vectors) and np.linalg.svd(vectors / lengths[:, None], compute_uv=False)[-1] < 1e-6:
+        names = ", ".join(map(str, axes))
+        raise InputError(
+            f"{where}: the cell vectors of the periodic axes {names} are linearly dependent; "
+            "correct the cell"
+        )
