@@ -1,6 +1,6 @@
 """What every test shares.
 
-Test files import helpers of `tests/helpers` by their bare name; nothing else in `tests` is importable
+Test files import helpers of `tests/helpers` by their bare name; nothing else is importable
 (pytest runs with import-mode=importlib, so that file names need not be unique).
 """
 
