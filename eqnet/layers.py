@@ -1,0 +1,219 @@
+"""Layers every model is built from: linear maps by irrep, MLP, gate, norms, radial functions.
+
+Weights are drawn from a unit normal and divided by the square root of the fan-in where they are
+used, so that features keep unit variance per component and one learning rate fits all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eqnet.irreps import Irreps, IrrepsArray, regrouped
+
+# 1 / sqrt(E[silu(z)^2]), z ~ N(0, 1); digits of the Monte-Carlo estimate that e3nn uses, so that
+# weights trained there mean the same function here (the exact value is 1.67653).
+SILU_NORM = 1.6791767923989418
+# the same for sigmoid and tanh, by quadrature: E[f(z)^2]^(-1/2)
+SIGMOID_NORM = 1.8462285453386056
+TANH_NORM = 1.5925374197228321
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """SiLU scaled to unit second moment for unit normal input."""
+    return SILU_NORM * jax.nn.silu(x)
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """Sigmoid scaled to unit second moment for unit normal input."""
+    return SIGMOID_NORM * jax.nn.sigmoid(x)
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """Tanh scaled to unit second moment for unit normal input."""
+    return TANH_NORM * jnp.tanh(x)
+
+
+def one_hot(species: jax.Array, num_elements: int, dtype: jnp.dtype) -> jax.Array:
+    """[N] -> [N, num_elements]."""
+    return jax.nn.one_hot(species, num_elements, dtype=dtype)
+
+
+def select(weights: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Weights of each atom's element: [Z, ...] and a one-hot [N, Z] -> [N, ...].
+
+    A matrix product, because the derivative of a gather is a scatter.
+    """
+    flat = weights.reshape(weights.shape[0], -1)
+    return (chosen @ flat).reshape((chosen.shape[0],) + weights.shape[1:])
+
+
+class Linear(nnx.Module):
+    """Equivariant linear map: y_l = x_l W_l / sqrt(mul_in) for each irrep, no bias.
+
+    Args:
+        irreps_in: irreps of the input, regrouped.
+        irreps_out: irreps of the output; those absent from the input are dropped.
+        num_elements: if given, one matrix per element, y_l = x_l W_l[z] / sqrt(mul_in Z), the
+            factor of a fully connected product with the one-hot element.
+    """
+
+    def __init__(
+        self,
+        irreps_in: Irreps | str,
+        irreps_out: Irreps | str,
+        *,
+        rngs: nnx.Rngs,
+        num_elements: int | None = None,
+    ):
+        self.irreps_in = regrouped(irreps_in)
+        available = {ir for _, ir in self.irreps_in}
+        self.irreps_out = Irreps([m for m in regrouped(irreps_out) if m.ir in available])
+        self.num_elements = num_elements
+        mul_in = {ir: mul for mul, ir in self.irreps_in}
+        lead = () if num_elements is None else (num_elements,)
+        self.weights = nnx.Dict(
+            {
+                str(ir): nnx.Param(jax.random.normal(rngs.params(), (*lead, mul_in[ir], mul)))
+                for mul, ir in self.irreps_out
+            }
+        )
+
+    def __call__(self, x: IrrepsArray, chosen: jax.Array | None = None) -> IrrepsArray:
+        """Map [N, irreps_in] to [N, irreps_out]; `chosen` is the one-hot element [N, Z]."""
+        blocks = {ir: b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}
+        out = []
+        for _, ir in self.irreps_out:
+            weight, block = self.weights[str(ir)][...], blocks[ir]
+            if chosen is not None:
+                weight = weight.reshape(-1, weight.shape[-1])
+                block = block[..., None, :] * chosen[:, None, :, None]
+                block = block.reshape(block.shape[:-2] + (-1,))
+            out.append(block @ (weight / np.sqrt(weight.shape[0]).astype(weight.dtype)))
+        return IrrepsArray.from_blocks(self.irreps_out, out)
+
+
+class MLP(nnx.Module):
+    """x -> act(x W / sqrt(n)) ... without biases: zero stays zero, so an envelope survives it.
+
+    Args:
+        sizes: widths, input and output included; no activation after the last layer.
+        activation: of unit second moment.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        rngs: nnx.Rngs,
+        activation: Callable[[jax.Array], jax.Array] = silu,
+    ):
+        self.activation = activation
+        self.weights = nnx.List(
+            nnx.Param(jax.random.normal(rngs.params(), shape))
+            for shape in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., sizes[0]] -> [..., sizes[-1]]."""
+        for n, param in enumerate(self.weights):
+            weight = param[...]
+            x = x @ (weight / np.sqrt(weight.shape[0]).astype(weight.dtype))
+            if n + 1 < len(self.weights):
+                x = self.activation(x)
+        return x
+
+
+class Gate(nnx.Module):
+    """Gated nonlinearity (Weiler et al. 2018, eq. 10).
+
+    Even scalars pass through silu, odd scalars through tanh, every other irrep is multiplied by
+    sigmoid of an even scalar of its own, one per channel.
+
+    Attributes:
+        irreps_in: what it takes: the output's scalars, the gates and the gated irreps.
+        irreps_out: what it gives.
+    """
+
+    def __init__(self, irreps_out: Irreps | str):
+        self.irreps_out = regrouped(irreps_out)
+        self.gated = Irreps([m for m in self.irreps_out if m.ir.l > 0])
+        self.num_gates = self.gated.num_irreps
+        self.irreps_in = (self.irreps_out + Irreps(f"{self.num_gates}x0e")).regroup()
+
+    def __call__(self, x: IrrepsArray) -> IrrepsArray:
+        """[..., irreps_in] -> [..., irreps_out]; the gates are the last even scalars."""
+        blocks = {str(ir): b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}
+        gates = jnp.zeros(())
+        if self.num_gates:
+            even = blocks["0e"]
+            keep = even.shape[-1] - self.num_gates
+            blocks["0e"], gates = even[..., :keep], sigmoid(even[..., keep:])
+        out, used = [], 0
+        for mul, ir in self.irreps_out:
+            block = blocks[str(ir)]
+            if ir.l > 0:
+                block = block * gates[..., used : used + mul]
+                used += mul
+            else:
+                block = silu(block) if ir.p == 1 else tanh(block)
+            out.append(block)
+        return IrrepsArray.from_blocks(self.irreps_out, out)
+
+
+class LayerNorm(nnx.Module):
+    """Equivariant layer norm: even scalars are centred over channels; every irrep is divided by its
+    root mean square over m and channels; a learned scale per channel, a learned shift per even scalar.
+    """
+
+    def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
+        del rngs
+        self.irreps = regrouped(irreps)
+        self.epsilon = epsilon
+        self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
+        self.shift = nnx.Dict(
+            {str(ir): nnx.Param(jnp.zeros(mul)) for mul, ir in self.irreps if str(ir) == "0e"}
+        )
+
+    def __call__(self, x: IrrepsArray) -> IrrepsArray:
+        """[..., irreps] -> [..., irreps]."""
+        out = []
+        for (_, ir), block in zip(self.irreps, x.blocks, strict=True):
+            name = str(ir)
+            if name == "0e":
+                block = block - block.mean(-1, keepdims=True)
+            square = (block**2).mean((-2, -1), keepdims=True)
+            block = block * jax.lax.rsqrt(square + self.epsilon) * self.scale[name][...]
+            out.append(block + self.shift[name][...] if name == "0e" else block)
+        return IrrepsArray.from_blocks(self.irreps, out)
+
+
+def bessel(distance: jax.Array, cutoff: float, number: int) -> jax.Array:
+    """sqrt(2 / r_c) sin(n pi r / r_c) / r for n = 1 .. number (Gasteiger et al. 2020, eq. 7).
+
+    [...] in angstrom -> [..., number].
+    """
+    n = jnp.arange(1, number + 1, dtype=distance.dtype)
+    r = distance[..., None]
+    return np.sqrt(2.0 / cutoff).astype(distance.dtype) * jnp.sin(n * (np.pi / cutoff) * r) / r
+
+
+def gaussian(distance: jax.Array, cutoff: float, number: int) -> jax.Array:
+    """exp(-(r - mu_n)^2 / (2 delta^2)), centres mu_n evenly spaced by delta on [0, r_c]."""
+    centers = jnp.linspace(0.0, cutoff, number, dtype=distance.dtype)
+    width = cutoff / (number - 1)
+    return jnp.exp(-0.5 * ((distance[..., None] - centers) / width) ** 2)
+
+
+def polynomial_cutoff(distance: jax.Array, cutoff: float, p: int) -> jax.Array:
+    """1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), u = r / r_c; zero beyond r_c.
+
+    Two continuous derivatives at r_c (Gasteiger et al. 2020, eq. 8).
+    """
+    u = distance / cutoff
+    value = 1 - u**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2)
+    return jnp.where(u < 1, value, jnp.zeros_like(value))

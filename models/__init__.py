@@ -1,0 +1,6 @@
+"""Models: AtomGraph -> energy of each atom. One file, one model, one configuration beside it."""
+
+from eqnet.models.mace import MACE, MACEConfig
+
+# The names of the command line: the configuration and the model.
+MODELS = {"mace": (MACEConfig, MACE)}

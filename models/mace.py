@@ -1,0 +1,225 @@
+"""MACE: higher-order equivariant message passing (Batatia et al., NeurIPS 2022, arXiv:2206.07697).
+
+Each layer sums one convolution over the neighbours into the atomic basis A, raises A to powers up to
+`correlation` (many-body features without many-body sums) and mixes channels. The function is that of
+mace-torch 0.3's ScaleShiftMACE; scale, shift and isolated-atom energies live in `Potential`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eqnet.graph import AtomGraph, displacements
+from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.layers import MLP, Linear, bessel, one_hot, polynomial_cutoff, select, silu
+from eqnet.ops import choose_convolution, edge_product
+from eqnet.ops.power import Power
+from eqnet.so3 import spherical_harmonics
+
+
+@dataclass(frozen=True)
+class MACEConfig:
+    """Hyper-parameters of a MACE.
+
+    Attributes:
+        elements: atomic numbers, ascending.
+        r_max: cutoff in angstrom.
+        num_channels: channels of each irrep.
+        max_L: highest degree of the node features.
+        hidden_irreps: node features; overrides num_channels and max_L, e.g. '64x0e+64x1o'.
+        max_ell: highest degree of the spherical harmonics and of the atomic basis.
+        correlation: factors of the highest power, the body order minus one.
+        num_interactions: number of layers.
+        num_radial_basis: Bessel functions.
+        num_cutoff_basis: order p of the polynomial cutoff.
+        radial_MLP: hidden widths of the radial network.
+        MLP_channels: hidden width of the last readout.
+        avg_num_neighbors: sums over neighbours are divided by this.
+        first_residual: whether the first layer has a residual connection (mace-torch's
+            RealAgnosticResidualInteractionBlock) or an element-dependent message instead.
+        product: tensor product of the convolution.
+    """
+
+    elements: tuple[int, ...]
+    r_max: float = 5.0
+    num_channels: int = 64
+    max_L: int = 1
+    hidden_irreps: str = ""
+    max_ell: int = 3
+    correlation: int = 3
+    num_interactions: int = 2
+    num_radial_basis: int = 8
+    num_cutoff_basis: int = 5
+    radial_MLP: tuple[int, ...] = (64, 64, 64)
+    MLP_channels: int = 16
+    avg_num_neighbors: float = 1.0
+    first_residual: bool = True
+    product: str = "clebsch_gordan"
+
+    def irreps(self) -> Irreps:
+        """Irreps of the node features between layers."""
+        if self.hidden_irreps:
+            return regrouped(self.hidden_irreps)
+        return spherical_irreps(self.max_L) * self.num_channels
+
+
+class Interaction(nnx.Module):
+    """One convolution over the neighbours: node features -> atomic basis A."""
+
+    def __init__(
+        self,
+        config: MACEConfig,
+        irreps_in: Irreps,
+        irreps_out: Irreps,
+        irreps_residual: Irreps | None,
+        *,
+        rngs: nnx.Rngs,
+        method: str,
+    ):
+        num_elements = len(config.elements)
+        self.avg_num_neighbors = config.avg_num_neighbors
+        self.product = edge_product(
+            config.product, irreps_in, spherical_irreps(config.max_ell), irreps_out
+        )
+        self.convolve = choose_convolution(config.product, method)
+        self.up = Linear(irreps_in, irreps_in, rngs=rngs)
+        self.radial = MLP(
+            (config.num_radial_basis, *config.radial_MLP, self.product.num_weights), rngs=rngs
+        )
+        self.down = Linear(self.product.irreps_out, irreps_out, rngs=rngs)
+        by_element = irreps_out if irreps_residual is None else irreps_residual
+        self.skip = Linear(
+            irreps_out if irreps_residual is None else irreps_in,
+            by_element,
+            num_elements=num_elements,
+            rngs=rngs,
+        )
+        self.residual = irreps_residual is not None
+
+    def __call__(
+        self,
+        x: IrrepsArray,
+        chosen: jax.Array,
+        harmonics: IrrepsArray,
+        basis: jax.Array,
+        graph: AtomGraph,
+    ) -> tuple[IrrepsArray, IrrepsArray | None]:
+        """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out] and the residual."""
+        message = self.convolve(self.product, self.up(x), harmonics, self.radial(basis), graph)
+        message = self.down(message)
+        message = IrrepsArray(message.irreps, message.array / self.avg_num_neighbors)
+        if self.residual:
+            return message, self.skip(x, chosen)
+        return self.skip(message, chosen), None
+
+
+class ProductBasis(nnx.Module):
+    """Powers of A with weights by element, then a linear map and the residual connection."""
+
+    def __init__(
+        self,
+        irreps_in: Irreps,
+        irreps_out: Irreps,
+        correlation: int,
+        num_elements: int,
+        rngs: nnx.Rngs,
+    ):
+        self.power = Power(irreps_in, irreps_out, correlation)
+        shape = (num_elements, self.power.num_weights, irreps_in[0].mul)
+        scale = 1.0 / self.power.order_sizes()[:, None]
+        self.weights = nnx.Param(jax.random.normal(rngs.params(), shape) * scale)
+        self.linear = Linear(irreps_out, irreps_out, rngs=rngs)
+
+    def __call__(
+        self, a: IrrepsArray, chosen: jax.Array, residual: IrrepsArray | None
+    ) -> IrrepsArray:
+        """[N, irreps_in] -> [N, irreps_out]."""
+        x = self.linear(self.power(a, select(self.weights[...], chosen)))
+        if residual is None:
+            return x
+        extra = {ir: b for (_, ir), b in zip(residual.irreps, residual.blocks, strict=True)}
+        blocks = [
+            b + extra[ir] if ir in extra else b
+            for (_, ir), b in zip(x.irreps, x.blocks, strict=True)
+        ]
+        return IrrepsArray.from_blocks(x.irreps, blocks)
+
+
+class Readout(nnx.Module):
+    """Energy of an atom from its scalars: linear, or with one hidden layer."""
+
+    def __init__(self, num_scalars: int, hidden: int | None, *, rngs: nnx.Rngs):
+        widths = (num_scalars, 1) if hidden is None else (num_scalars, hidden, 1)
+        self.mlp = MLP(widths, rngs=rngs, activation=silu)
+
+    def __call__(self, x: IrrepsArray) -> jax.Array:
+        """[N, irreps] -> [N]."""
+        scalars = {str(ir): b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}["0e"]
+        return self.mlp(scalars[:, 0, :])[:, 0]
+
+
+class MACE(nnx.Module):
+    """AtomGraph -> energy of each atom [N], in units of the potential's scale; O(3)-invariant.
+
+    Args:
+        config: hyper-parameters.
+        rngs: source of the initial weights.
+        method: how the convolution is computed, a key of `eqnet.ops` methods, or 'auto'.
+    """
+
+    def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs, method: str = "auto"):
+        self.config = config
+        hidden = config.irreps()
+        scalars = Irreps([m for m in hidden if str(m.ir) == "0e"])
+        num_scalars, num_elements = scalars.dim, len(config.elements)
+        basis = spherical_irreps(config.max_ell) * num_scalars
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_elements, num_scalars)))
+        interactions, products, readouts = [], [], []
+        irreps_in = scalars
+        for layer in range(config.num_interactions):
+            last = layer == config.num_interactions - 1
+            irreps_out = scalars if last else hidden
+            residual = irreps_out if layer > 0 or config.first_residual else None
+            interactions.append(
+                Interaction(config, irreps_in, basis, residual, rngs=rngs, method=method)
+            )
+            products.append(ProductBasis(basis, irreps_out, config.correlation, num_elements, rngs))
+            nonlinear = last and layer > 0
+            readouts.append(
+                Readout(num_scalars, config.MLP_channels if nonlinear else None, rngs=rngs)
+            )
+            irreps_in = irreps_out
+        self.interactions = nnx.List(interactions)
+        self.products = nnx.List(products)
+        self.readouts = nnx.List(readouts)
+
+    def __call__(self, graph: AtomGraph) -> jax.Array:
+        """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        config = self.config
+        vectors = displacements(graph)
+        distance = jnp.linalg.norm(vectors, axis=-1)
+        # From the neighbour to the centre, the sign of mace-torch, so that weights mean the same.
+        harmonics = spherical_harmonics(config.max_ell, -vectors / distance[..., None])
+        y = IrrepsArray.from_blocks(
+            spherical_irreps(config.max_ell), [h[..., None] for h in harmonics]
+        )
+        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
+        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+        radial = bessel(distance, config.r_max, config.num_radial_basis) * envelope[..., None]
+        chosen = one_hot(jnp.asarray(graph.species), len(config.elements), distance.dtype)
+
+        embedding = self.embedding[...] / np.sqrt(len(config.elements)).astype(distance.dtype)
+        x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
+        energy = jnp.zeros_like(distance[..., 0], shape=(graph.num_atoms,))
+        for interaction, product, readout in zip(
+            self.interactions, self.products, self.readouts, strict=True
+        ):
+            a, residual = interaction(x, chosen, y, radial, graph)
+            x = product(a, chosen, residual)
+            energy = energy + readout(x)
+        return energy

@@ -1,0 +1,175 @@
+"""The Clebsch-Gordan product: every bilinear O(3)-equivariant map, one weight per path.
+
+Per path (l1, l2 -> l3), with C normalised to sum of squares 1 and 'component' outputs:
+
+    z[k, w] = sqrt(2 l3 + 1) sum_{ij} C[i, j, k] x[i, u] y[j, v] W[u, v, w]
+
+The mode says which of the channel indices u (left), v (right), w (out) are shared, as in e3nn:
+'uvu' keeps the left channel and sums the right one (convolutions, where y has one channel), 'uuu'
+works channel by channel, 'uvw' is fully connected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqnet.irreps import Irreps, IrrepsArray, regrouped
+from eqnet.ops.product import Declaration, Path
+from eqnet.so3 import HIGHEST, clebsch_gordan
+
+Mode = Literal["uvu", "uuu", "uvw"]
+_EINSUM = {"uvu": "uv,...iu,...jv,ijk->...ku", "uuu": "u,...iu,...ju,ijk->...ku"}
+_EINSUM["uvw"] = "uvw,...iu,...jv,ijk->...kw"
+
+
+@dataclass(frozen=True)
+class ClebschGordan:
+    """A Clebsch-Gordan product of fixed irreps.
+
+    Args:
+        irreps_left: irreps of x; several channels per irrep.
+        irreps_right: irreps of y.
+        irreps_target: outputs to keep. In mode 'uvw' their multiplicities are those of the output;
+            otherwise only the irreps count and the multiplicities follow from the inputs.
+        mode: 'uvu', 'uuu' or 'uvw', see above.
+
+    Raises:
+        ValueError: no path leads to the target, or mode 'uuu' with unequal multiplicities.
+    """
+
+    irreps_left: Irreps
+    irreps_right: Irreps
+    irreps_target: Irreps
+    mode: Mode = "uvu"
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError(
+                f"no path from {self.irreps_left} x {self.irreps_right} to {self.irreps_target}"
+            )
+        for path in self.paths if self.mode == "uuu" else ():
+            if self.irreps_left[path.left].mul != self.irreps_right[path.right].mul:
+                raise ValueError(
+                    f"mode 'uuu' needs equal multiplicities: {self.irreps_left} x {self.irreps_right}"
+                )
+
+    @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """All paths to the target, sorted by output irrep, then left, then right block."""
+        targets = {ir for _, ir in self.irreps_target}
+        found = [
+            Path(i, j, out)
+            for i, (_, left) in enumerate(self.irreps_left)
+            for j, (_, right) in enumerate(self.irreps_right)
+            for out in left * right
+            if out in targets
+        ]
+        return tuple(sorted(found, key=lambda path: path.out))
+
+    def weight_shape(self, path: Path) -> tuple[int, ...]:
+        """(u, v), (u,) or (u, v, w): the multiplicities the weight of a path connects."""
+        u, v = self.irreps_left[path.left].mul, self.irreps_right[path.right].mul
+        if self.mode == "uvw":
+            return (u, v, self.irreps_target.count(path.out))
+        return (u, v) if self.mode == "uvu" else (u,)
+
+    @cached_property
+    def weight_sizes(self) -> tuple[int, ...]:
+        """Number of weights of each path, in the order in which they are stored."""
+        return tuple(prod(self.weight_shape(path)) for path in self.paths)
+
+    @property
+    def num_weights(self) -> int:
+        """Length of the last axis of the weights."""
+        return sum(self.weight_sizes)
+
+    @cached_property
+    def irreps_out(self) -> Irreps:
+        """Output irreps; for 'uvu' and 'uuu' the channels of an irrep are path after path."""
+        if self.mode == "uvw":
+            reached = {path.out for path in self.paths}
+            return regrouped(Irreps([m for m in self.irreps_target if m.ir in reached]))
+        return regrouped(
+            Irreps([(self.irreps_left[path.left].mul, path.out) for path in self.paths])
+        )
+
+    def normalisation(self, path: Path) -> float:
+        """sqrt(2 l3 + 1) / sqrt(number of terms that are summed into one output channel)."""
+        if self.mode == "uvw":
+            terms = sum(
+                self.irreps_left[p.left].mul * self.irreps_right[p.right].mul
+                for p in self.paths
+                if p.out == path.out
+            )
+        else:
+            terms = self.irreps_right[path.right].mul if self.mode == "uvu" else 1
+        return float(np.sqrt(path.out.dim / terms))
+
+    def coefficients(self, path: Path) -> np.ndarray:
+        """Normalised table of a path, [2 l1 + 1, 2 l2 + 1, 2 l3 + 1], float64."""
+        left, right = self.irreps_left[path.left].ir, self.irreps_right[path.right].ir
+        return self.normalisation(path) * clebsch_gordan(left.l, right.l, path.out.l)
+
+    @cached_property
+    def declaration(self) -> Declaration:
+        """All paths with free weights, exact, O(3)."""
+        dims = [
+            (self.irreps_left[p.left].ir.dim, self.irreps_right[p.right].ir.dim, p.out.dim)
+            for p in self.paths
+        ]
+        return Declaration(
+            name="clebsch_gordan",
+            couplings=frozenset(
+                (self.irreps_left[p.left].ir, self.irreps_right[p.right].ir, p.out)
+                for p in self.paths
+            ),
+            group="O3",
+            error=0.0,
+            weights="per_path",
+            operations=sum(2 * prod(d) for d in dims),
+            floats=sum(sum(d) for d in dims),
+        )
+
+    def __call__(self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array) -> IrrepsArray:
+        """The product of rows by dense contraction; the plain form that others are tested against.
+
+        Args:
+            x: [..., irreps_left].
+            y: [..., irreps_right].
+            weights: [..., num_weights], or [num_weights] shared by all rows.
+
+        Returns:
+            [..., irreps_out].
+        """
+        parts = jax.lax.split(weights, self.weight_sizes, axis=weights.ndim - 1)
+        xs, ys, lead = x.blocks, y.blocks, weights.shape[:-1]
+        rows = "..." if lead else ""
+        out: dict = {}
+        for path, part in zip(self.paths, parts, strict=True):
+            z = jnp.einsum(
+                rows + _EINSUM[self.mode],
+                part.reshape(lead + self.weight_shape(path)),
+                xs[path.left],
+                ys[path.right],
+                jnp.asarray(self.coefficients(path), x.array.dtype),
+                precision=HIGHEST,
+            )
+            out.setdefault(path.out, []).append(z)
+        return self.join(out)
+
+    def join(self, blocks: dict) -> IrrepsArray:
+        """Blocks of the paths to each output irrep, summed ('uvw') or side by side."""
+        merged = [
+            sum(blocks[ir][1:], blocks[ir][0])
+            if self.mode == "uvw"
+            else jnp.concatenate(blocks[ir], axis=-1)
+            for _, ir in self.irreps_out
+        ]
+        return IrrepsArray.from_blocks(self.irreps_out, merged)
