@@ -1,0 +1,108 @@
+"""The command `eqnet`: one subcommand per file of this folder.
+
+A command joins with a row in `COMMANDS` and a file that has `main(argv)`. Nothing heavy is imported
+before the command is known, so that `eqnet --help` is instant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from eqnet.errors import InputError
+
+COMMANDS = {
+    "train": "fit a potential to a file of labelled structures",
+    "evaluate": "errors of a potential on a file of labelled structures",
+    "md": "molecular dynamics",
+    "relax": "relax atoms, and the cell",
+    "info": "what is in a model file",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `eqnet`; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"eqnet {version('eqnet')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"eqnet: error: there is no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    return run(name, rest)
+
+
+def usage() -> str:
+    """The text of `eqnet --help`."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: eqnet COMMAND [options]\n\n"
+        "Equivariant neural networks for molecules and materials.\n\n"
+        f"commands:\n{rows}\n\n"
+        "`eqnet COMMAND --help` lists the options of a command; `eqnet train` alone trains on a\n"
+        "built-in example."
+    )
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command; a mistake of the user ends with one sentence on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    keep_compiled_programs()
+    try:
+        return import_module(f"eqnet.scripts.{name}").main(argv) or 0
+    except InputError as error:
+        print(f"eqnet: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs in the user's cache folder, unless the user has set that up.
+
+    JAX reads the variables when it is first imported, later in this process. Programs are kept
+    per kind of processor: those of another one may not run here, and a home may be shared.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = base / "eqnet" / f"jax-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError):  # no home, or none that can be written: compile every time
+        return
+    if writable:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _processor() -> str:
+    """Short name of the kind of processor, with the instructions it knows where they are listed."""
+    kind = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        kind += "".join(
+            sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))})
+        )
+    except OSError:
+        kind += platform.processor()
+    return hashlib.sha256(kind.encode()).hexdigest()[:12]

@@ -1,0 +1,116 @@
+"""Reading a command line into a frozen dataclass: tyro, with its mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from eqnet.errors import InputError
+
+T = TypeVar("T")
+
+_FLAT = (tyro.conf.OmitArgPrefixes,)
+
+
+def parse(cls: type[T], argv: Sequence[str], *, command: str, default: T | None = None) -> T:
+    """Options of a command as an instance of a dataclass (groups may be nested; names are flat).
+
+    Args:
+        cls: the dataclass; its docstring heads the help.
+        argv: what follows the command; `-` and `_` are the same within names of options.
+        command: name of the command, for the help.
+        default: values of the options that are not in argv; the dataclass's own if None.
+
+    Raises:
+        InputError: unknown option, missing or unsuitable value.
+        SystemExit: after `--help`.
+    """
+    types = option_types(cls)
+    switches = {name: bool in (kind, *get_args(kind)) for name, kind in types.items()}
+    _check_names(list(argv), switches, command)
+    optional = {name for name, switch in switches.items() if switch and types[name] is not bool}
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                cls,
+                args=[part for word in argv for part in _spell_out(word, optional)],
+                prog=f"eqnet {command}",
+                use_underscores=True,
+                config=_FLAT,
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise InputError(f"{_sentence(messages.getvalue())} (see eqnet {command} --help)")
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """Type of every option by its flat name, in order."""
+    types = {}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            types.update(option_types(kind))
+        else:
+            types[field.name] = kind
+    return types
+
+
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """', did you mean NAME?' for a misspelt name, or nothing."""
+    lower = {known.lower(): known for known in names}
+    near = get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+def _check_names(argv: list[str], switches: dict[str, bool], command: str) -> None:
+    """Unknown options, with the nearest known one; text after a switch."""
+    known = set(switches) | {f"no_{name}" for name, switch in switches.items() if switch} | {"help"}
+    for i, word in enumerate(argv):
+        if not word.startswith("--") or word == "--":
+            continue
+        name, _, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in known:
+            hint = suggestion(name, sorted(known)).replace("mean ", "mean --")
+            raise InputError(f"unknown option --{name}{hint or f'; see eqnet {command} --help'}")
+        if switches.get(name, False) or name.startswith("no_"):
+            following = value or (argv[i + 1] if i + 1 < len(argv) else "")
+            if following.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+                plain = name.removeprefix("no_")
+                raise InputError(
+                    f"--{name} takes no value, not {following!r}: write --{plain} or --no_{plain}"
+                )
+
+
+def _spell_out(word: str, optional: set[str]) -> list[str]:
+    """A switch that may also be None is a choice of three words to tyro."""
+    name = word.removeprefix("--").replace("-", "_")
+    if word.startswith("--") and name.removeprefix("no_") in optional:
+        return [f"--{name.removeprefix('no_')}", str(not name.startswith("no_"))]
+    return [word]
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of the framed message that tyro prints."""
+
+    def words() -> Iterator[str]:
+        for line in box.splitlines():
+            inside = line.strip().strip("│|").strip()
+            if inside.startswith(("╭", "+")):
+                continue
+            if inside.startswith(("─", "-" * 8, "╰")):
+                return
+            yield inside
+
+    text = " ".join(words()).strip()
+    return text[:1].lower() + text[1:] if text else "the options could not be read"
