@@ -1,0 +1,12 @@
+"""Names of the elements, for messages and tables."""
+
+from __future__ import annotations
+
+
+def symbol(number: int) -> str:
+    """Chemical symbol of an atomic number, or "Z = 150" where there is none."""
+    from ase.data import chemical_symbols
+
+    if 0 < number < len(chemical_symbols):
+        return chemical_symbols[number]
+    return f"Z = {number}"
