@@ -31,10 +31,10 @@ from mace.modules import blocks  # noqa: E402
 from mace.modules.models import ScaleShiftMACE  # noqa: E402
 
 CONFIGS: dict[str, dict] = {
-    # the usual model: equivariant messages, first layer without a residual, repulsion
+    # the usual model: equivariant messages, first layer without a residual
     "a": dict(
         hidden_irreps="8x0e+8x1o", max_ell=3, correlation=3, num_interactions=2,
-        first_residual=False, pair_repulsion=True, radial_MLP=[16, 16, 16], r_max=4.5,
+        first_residual=False, pair_repulsion=False, radial_MLP=[16, 16, 16], r_max=4.5,
     ),
     # residual from the first layer on, three layers, hidden features to l = 2
     "b": dict(
@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict] = {
     # scalars only between the layers
     "d": dict(
         hidden_irreps="6x0e", max_ell=3, correlation=3, num_interactions=2,
-        first_residual=False, pair_repulsion=True, radial_MLP=[16, 16], r_max=5.0,
+        first_residual=False, pair_repulsion=False, radial_MLP=[16, 16], r_max=5.0,
     ),
     # pseudovectors between the layers
     "e": dict(
