@@ -1,0 +1,228 @@
+"""Loader: epochs of packed batches in few shapes, prepared in a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from eqnet.data.items import Item, make_item, make_items, species_of
+from eqnet.data.packing import (
+    Shape,
+    Targets,
+    choose_slots,
+    fit,
+    holds,
+    ladder,
+    make_shape,
+    pack,
+    pack_targets,
+    targets,
+)
+from eqnet.errors import InputError
+from eqnet.graph import AtomGraph
+
+__all__ = [
+    "Item",
+    "Loader",
+    "Shape",
+    "Targets",
+    "choose_slots",
+    "fit",
+    "ladder",
+    "make_item",
+    "make_items",
+    "pack",
+    "pack_targets",
+    "species_of",
+]
+
+Batch = tuple[AtomGraph, Targets]
+
+_SAMPLE = 2000  # batches looked at when the shapes are chosen
+_ROOM = 0.06  # padding of rows that is left alone rather than compiling one more shape
+
+
+class Loader:
+    """Epochs of batches for training and validation.
+
+    The order of an epoch is a function of seed and epoch alone, so a run may resume at any step.
+    Structures are drawn in layers: sorted by size, cut into `batch_size` layers, and every batch
+    takes one structure at random from each. Each structure still comes once per epoch, equal ones
+    in uniformly random order, but the batches have nearly equal sizes and need few shapes.
+
+    Attributes:
+        shapes: shapes in use; one more is added when a batch fits none of those planned.
+        waste: part of the neighbour slots that is padding, over the batches of whole epochs.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        batch_size: int,
+        *,
+        reference_energy: Callable[[np.ndarray], float],
+        seed: int = 0,
+        shuffle: bool = True,
+        dtype: DTypeLike = np.float32,
+        max_shapes: int = 5,
+        prefetch: int = 4,
+    ) -> None:
+        """Choose the shapes and lay out the rows.
+
+        Args:
+            items: the structures.
+            batch_size: structures of a batch; more than there are makes one batch.
+            reference_energy: species [n] -> eV, subtracted from the energies in float64.
+            seed: of the order.
+            shuffle: False packs structures of similar size together, always in the same order.
+            dtype: of the floating arrays.
+            max_shapes: most shapes to plan, that is, compilations of a step.
+            prefetch: batches prepared ahead.
+
+        Raises:
+            InputError: no structures, or a batch size below 1.
+        """
+        if not items:
+            raise InputError("there are 0 structures to make batches of; give at least one")
+        if batch_size < 1:
+            raise InputError(f"the batch size is {batch_size}; give 1 or more")
+        self.items = list(items)
+        self.batch_size = min(batch_size, len(self.items))
+        self.seed, self.shuffle, self.dtype = seed, shuffle, dtype
+        self.prefetch = prefetch
+        self._references = [float(reference_energy(item.species)) for item in self.items]
+        slots, split = choose_slots(item.counts for item in self.items)
+        for item in self.items:
+            item.rows(slots)
+        self._atoms = np.array([item.num_atoms for item in self.items])
+        self._rows = np.array([item.num_rows(slots) for item in self.items])
+        self._edges = np.array([item.num_edges for item in self.items])
+        self._plan(slots, split, max_shapes)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.items) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Indices of the structures of every batch of an epoch, in order."""
+        n, size = len(self.items), self.batch_size
+        if not self.shuffle:
+            order = np.argsort(-self._rows, kind="stable")
+            return [order[i : i + size] for i in range(0, n, size)]
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(n)
+        full = n // size
+        order, rest = order[: full * size], order[full * size :]
+        order = order[np.argsort(self._rows[order], kind="stable")]
+        layers = rng.permuted(order.reshape(size, full), axis=1)
+        batches = list(layers.T)
+        return [*batches, rest] if len(rest) else batches
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from `start_step` on, prepared in a background thread."""
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(max(self.prefetch, 1))
+        stop = threading.Event()
+
+        def put(entry: Batch | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(entry, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for indices in self.order(epoch)[start_step:]:
+                    if stop.is_set():
+                        return
+                    put(self._batch(indices))
+                put(None)
+            except BaseException as error:  # handed over and raised by the consumer
+                put(error)
+
+        thread = threading.Thread(target=work, name="eqnet-loader", daemon=True)
+        thread.start()
+        try:
+            while (entry := ready.get()) is not None:
+                if isinstance(entry, BaseException):
+                    raise entry
+                yield entry
+        finally:
+            stop.set()
+            thread.join()
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        shape = self._shape(indices)
+        items = [self.items[i] for i in indices]
+        references = [self._references[i] for i in indices]
+        return pack(items, shape, self.dtype), targets(items, shape, references, self.dtype)
+
+    def _shape(self, indices: np.ndarray) -> Shape:
+        """First planned shape that holds the structures, else one of the ladder."""
+        atoms, rows = int(self._atoms[indices].sum()), int(self._rows[indices].sum())
+        for shape in self._planned:
+            if holds(shape, atoms, rows):
+                return shape
+        first = self._planned[0]
+        shape = make_shape(atoms, rows, self.batch_size, first.slots, first.rows_per_atom)
+        if shape not in self.shapes:
+            self.shapes.append(shape)
+        return shape
+
+    def _plan(self, slots: int, split: int, max_shapes: int) -> None:
+        """Look at the batches of a number of epochs and choose few shapes with little padding."""
+        epochs = max(1, min(50, _SAMPLE // self.num_batches)) if self.shuffle else 1
+        batches = [batch for epoch in range(epochs) for batch in self.order(epoch)]
+        atoms = np.array([self._atoms[b].sum() for b in batches])
+        rows = np.array([self._rows[b].sum() for b in batches])
+        edges = sum(int(self._edges[b].sum()) for b in batches)
+        spare = int(split > 1)
+        full = np.array([len(b) == self.batch_size for b in batches])
+        if len(set(rows[full])) == 1 and len(set(atoms[full])) == 1 and (rows <= rows[0]).all():
+            n, r = int(atoms[0]), int(rows[0])
+            self._planned = [Shape(n, self.batch_size, r + spare, slots, split)]
+        else:
+            limits = _limits(rows, max_shapes)
+            bins = np.searchsorted(limits, rows)
+            tops = np.maximum.accumulate([atoms[bins <= i].max() for i in range(len(limits))])
+            self._planned = [
+                make_shape(int(n), int(r), self.batch_size, slots, split)
+                for n, r in zip(tops, limits, strict=True)
+            ]
+        self.shapes = list(self._planned)
+        taken = sum(self._shape(batch).rows * slots for batch in batches)
+        self.waste = 1.0 - edges / taken
+
+
+def _limits(sizes: np.ndarray, most: int) -> list[int]:
+    """Few upper limits, ascending, such that rounding the sizes up to them adds least.
+
+    Dynamic programming over the ladder; a limit more must take away enough padding to be worth
+    its compilation.
+    """
+    values, times = np.unique([ladder(int(s)) for s in sizes], return_counts=True)
+    m, total = len(values), float((values * times).sum())
+    before = np.concatenate([[0], np.cumsum(times)])
+    cost = np.full((most + 1, m + 1), np.inf)
+    cost[0, 0] = 0.0
+    cut = np.zeros((most + 1, m + 1), dtype=int)
+    for k in range(1, most + 1):
+        for end in range(1, m + 1):
+            trial = cost[k - 1, :end] + values[end - 1] * (before[end] - before[:end])
+            cut[k, end] = int(np.argmin(trial))
+            cost[k, end] = trial[cut[k, end]]
+    count = next((k for k in range(1, most + 1) if cost[k, m] <= total * (1 + _ROOM)), None)
+    count = int(np.argmin(cost[:, m])) if count is None else count
+    limits, end = [], m
+    for k in range(count, 0, -1):
+        limits.append(int(values[end - 1]))
+        end = cut[k, end]
+    return limits[::-1]

@@ -1,0 +1,214 @@
+"""Packing structures into one graph of fixed shapes, and their labels beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import DTypeLike
+
+from eqnet.data.items import Item, rows_per_atom
+from eqnet.errors import InputError
+from eqnet.graph import AtomGraph
+
+Array = Any  # numpy on the host, jax on the device
+
+SLOT_STEP = 4  # slots of a row come in multiples of this
+SPLIT_COST = 0.1  # part of the slots that splitting rows must save before it pays
+
+
+class Shape(NamedTuple):
+    """Fixed sizes of a graph; S = rows_per_atom. S == 1 means that row r belongs to atom r."""
+
+    atoms: int
+    structures: int
+    rows: int
+    slots: int
+    rows_per_atom: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Targets:
+    """Labels of the structures of a graph; what is missing or padding weighs 0 and is 0."""
+
+    energy: Array  # [G] eV, total minus reference
+    forces: Array  # [N, 3] eV/A
+    stress: Array  # [G, 3, 3] eV/A^3
+    energy_weight: Array  # [G]
+    forces_weight: Array  # [G]
+    stress_weight: Array  # [G]
+    num_atoms: Array  # [G] number of atoms, 1 for padding so that it can divide
+
+
+def ladder(size: int) -> int:
+    """Smallest size of the ladder that holds `size`: all to 16, then steps of 6 to 12 %."""
+    step = 1 << max(0, (max(size, 1) - 1).bit_length() - 4)
+    return max(-(-size // step) * step, 1)
+
+
+def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
+    """Slots K of a row, and rows S of an atom, for structures with these neighbour counts.
+
+    K makes the number of slots, padding included, smallest. Rows are split only where that saves
+    clearly, because the rows of an atom must be added up again.
+    """
+    values, times = np.unique(np.concatenate([*counts, [0]]), return_counts=True)
+    top = max(int(values[-1]), 1)
+    best = (np.inf, 0, 0)
+    for slots in range(SLOT_STEP, top + SLOT_STEP, SLOT_STEP):
+        rows = rows_per_atom(values, slots)
+        split = int(rows[-1])
+        cost = float((rows * times).sum() * slots)
+        if split > 1:
+            cost = cost * (1 + SPLIT_COST) + times.sum() * split
+        best = min(best, (cost, slots, split))
+    return best[1], best[2]
+
+
+def fit(items: Sequence[Item]) -> Shape:
+    """Smallest shape of the ladder that holds these structures."""
+    slots, split = choose_slots(item.counts for item in items)
+    atoms = sum(item.num_atoms for item in items)
+    rows = sum(item.num_rows(slots) for item in items)
+    return make_shape(atoms, rows, len(items), slots, split)
+
+
+def make_shape(atoms: int, rows: int, structures: int, slots: int, split: int) -> Shape:
+    """Shape with the next sizes of the ladder for atoms and rows."""
+    if split == 1:
+        return Shape(ladder(atoms), structures, ladder(atoms), slots, 1)
+    return Shape(ladder(atoms), structures, ladder(rows + 1), slots, split)  # one row is padding
+
+
+def holds(shape: Shape, atoms: int, rows: int) -> bool:
+    """Whether structures with so many atoms and rows fit into the shape."""
+    return atoms <= shape.atoms and rows + (shape.rows_per_atom > 1) <= shape.rows
+
+
+def pack(
+    items: Sequence[Item], shape: Shape | None = None, dtype: DTypeLike = np.float32
+) -> AtomGraph:
+    """Pack structures into one graph of numpy arrays.
+
+    Args:
+        items: at least one structure, at most shape.structures.
+        shape: fixed sizes; None takes the smallest of the ladder that fits.
+        dtype: of positions and cells.
+
+    Raises:
+        InputError: the structures do not fit into the shape.
+    """
+    shape = fit(items) if shape is None else shape
+    _check_fit(items, shape)
+    graph = _padding(shape, np.dtype(dtype))
+    slots = shape.slots
+    atom = row = 0
+    for g, item in enumerate(items):
+        layout = item.rows(slots)
+        atoms, rows = slice(atom, atom + item.num_atoms), slice(row, row + len(layout.centers))
+        graph.positions[atoms] = item.positions
+        graph.species[atoms] = item.species
+        graph.cell[g] = item.cell
+        graph.structure[atoms] = g
+        np.add(layout.neighbors, atom, out=graph.neighbors[rows])
+        np.add(layout.reverse, row * slots, out=graph.reverse[rows])
+        np.less(np.arange(slots), layout.filled[:, None], out=graph.neighbor_mask[rows])
+        if layout.shifts is not None:
+            graph.shifts[rows] = layout.shifts
+        if shape.rows_per_atom > 1:
+            graph.centers[rows] = layout.centers + atom
+            of_atom = np.arange(shape.rows_per_atom)
+            mine = (layout.first + row)[:, None] + of_atom
+            graph.rows[atoms] = np.where(of_atom < layout.count[:, None], mine, shape.rows - 1)
+        atom, row = atoms.stop, rows.stop
+    graph.atom_mask[:atom] = True
+    graph.structure_mask[: len(items)] = True
+    return graph
+
+
+def _padding(shape: Shape, dtype: np.dtype) -> AtomGraph:
+    """A graph of nothing but padding."""
+    n, g, r, k, s = shape
+    single = s == 1
+    last_row = np.full((n, s), r - 1, np.int32)
+    centers = np.arange(n, dtype=np.int32) if single else np.full(r, n - 1, np.int32)
+    neighbors = np.empty((r, k), np.int32)
+    neighbors[:] = centers[:, None]
+    return AtomGraph(
+        positions=np.zeros((n, 3), dtype),
+        species=np.zeros(n, np.int32),
+        cell=np.zeros((g, 3, 3), dtype),
+        structure=np.full(n, g - 1, np.int32),
+        centers=centers,
+        rows=np.arange(n, dtype=np.int32)[:, None] if single else last_row,
+        neighbors=neighbors,
+        shifts=np.zeros((r, k, 3), np.int32),
+        neighbor_mask=np.zeros((r, k), bool),
+        reverse=np.arange(r * k, dtype=np.int32).reshape(r, k),
+        atom_mask=np.zeros(n, bool),
+        structure_mask=np.zeros(g, bool),
+    )
+
+
+def _check_fit(items: Sequence[Item], shape: Shape) -> None:
+    atoms = sum(item.num_atoms for item in items)
+    rows = sum(len(item.rows(shape.slots).centers) for item in items)
+    split = max((int(item.rows(shape.slots).count.max()) for item in items), default=0)
+    fits = holds(shape, atoms, rows) and split <= shape.rows_per_atom
+    if not items or len(items) > shape.structures or not fits:
+        raise InputError(
+            f"{len(items)} structures with {atoms} atoms in {rows} rows ({split} per atom) do not "
+            f"fit into {shape}; take a larger shape or fewer structures"
+        )
+
+
+def pack_targets(
+    items: Sequence[Item],
+    shape: Shape,
+    reference_energy: Callable[[np.ndarray], float],
+    dtype: DTypeLike = np.float32,
+) -> Targets:
+    """Labels of structures in the order of `pack`.
+
+    Args:
+        items: the structures.
+        shape: the shape they are packed into.
+        reference_energy: species [n] -> eV, subtracted in float64 before the cast.
+        dtype: of all floating values.
+    """
+    return targets(items, shape, [reference_energy(item.species) for item in items], dtype)
+
+
+def targets(
+    items: Sequence[Item], shape: Shape, references: Sequence[float], dtype: DTypeLike
+) -> Targets:
+    """`pack_targets` with the reference energy (eV) of every structure known."""
+    n, g = shape.atoms, shape.structures
+    out = Targets(
+        energy=np.zeros(g, dtype),
+        forces=np.zeros((n, 3), dtype),
+        stress=np.zeros((g, 3, 3), dtype),
+        energy_weight=np.zeros(g, dtype),
+        forces_weight=np.zeros(g, dtype),
+        stress_weight=np.zeros(g, dtype),
+        num_atoms=np.ones(g, np.int32),
+    )
+    atom = 0
+    for i, (item, reference) in enumerate(zip(items, references, strict=True)):
+        frame = item.frame
+        out.num_atoms[i] = item.num_atoms
+        if frame.energy is not None:
+            out.energy[i] = frame.energy - reference
+            out.energy_weight[i] = frame.energy_weight
+        if frame.forces is not None:
+            out.forces[atom : atom + item.num_atoms] = frame.forces
+            out.forces_weight[i] = frame.forces_weight
+        if frame.stress is not None:
+            out.stress[i] = frame.stress
+            out.stress_weight[i] = frame.stress_weight
+        atom += item.num_atoms
+    return out
