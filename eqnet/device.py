@@ -1,0 +1,71 @@
+"""Which device and which precision a calculation uses, chosen per object and never per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqnet.errors import InputError
+
+Device = Any  # jax.Device, which is no type to type checkers
+PRECISIONS = ("float32", "float64")
+
+
+def find_device(device: str | Device | None) -> Device:
+    """A device from None (JAX's default), a name ('cpu', 'gpu', 'cuda:1', 'tpu') or itself.
+
+    Raises:
+        InputError: there is no such device here; a CPU never stands in for a GPU.
+    """
+    if isinstance(device, jax.Device):
+        return device
+    if device is None:
+        return next(iter(jnp.zeros(()).devices()))
+    kind, _, number = device.partition(":")
+    try:
+        return jax.devices(kind)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError):
+        there = ", ".join(
+            sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
+        )
+        raise InputError(f"device {device!r} is not available here; there is {there}") from None
+
+
+def find_dtype(dtype: str) -> np.dtype:
+    """The numpy type of a precision's name.
+
+    Raises:
+        InputError: neither 'float32' nor 'float64'.
+    """
+    if dtype not in PRECISIONS:
+        raise InputError(f"dtype {dtype!r} is unknown, choose {' or '.join(PRECISIONS)}")
+    return np.dtype(dtype)
+
+
+@contextmanager
+def computing(device: Device, *, double: bool, what: str) -> Iterator[None]:
+    """Calculations inside run on `device`, with 64-bit types if `double`, for this thread only.
+
+    Args:
+        device: where.
+        double: whether float64 exists inside; arrays keep the types they have.
+        what: words for the size of the task, used when memory runs out.
+
+    Raises:
+        InputError: the device ran out of memory.
+    """
+    try:
+        with jax.default_device(device), jax.enable_x64(double):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"{device.platform}:{device.id} ran out of memory for {what}; use a smaller skin, "
+            f"float32, fewer atoms or a larger device ({str(error).splitlines()[0][:200]})"
+        ) from None

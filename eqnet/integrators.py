@@ -1,0 +1,177 @@
+"""Molecular dynamics on the device: many steps in one compiled loop.
+
+Two integrators that are one: velocity Verlet, and BAOAB Langevin dynamics (Leimkuhler and
+Matthews, Appl. Math. Res. Express 2013, 34), which is velocity Verlet with an exact
+Ornstein-Uhlenbeck step in the middle of the drift. Positions, velocities and energies are float64
+whatever the model computes in, so time steps never round away.
+
+The loop holds the state just before a force evaluation: positions at time t, velocities at
+t - dt/2. One turn computes forces at t, completes the velocities, records, and drifts to t + dt.
+It stops *before* a force evaluation when an atom has moved more than half the skin since the
+neighbours were found; the caller finds them again and continues, so no step ever uses a list that
+may lack a pair.
+
+Units are ASE's: eV, angstrom, atomic mass units, time in angstrom sqrt(amu / eV).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eqnet.graph import AtomGraph
+
+#: (weights, graph) -> forces [N, 3] and energies [N] of atoms, in the precision of the model.
+ForceField = Callable[[Any, AtomGraph], tuple[jax.Array, jax.Array]]
+
+
+class Thermostat(NamedTuple):
+    """Langevin parameters; float64 scalars. Friction 0 is plain velocity Verlet."""
+
+    friction: jax.Array  # 1 / time
+    energy: jax.Array  # k T in eV
+    key: jax.Array  # random key; the noise of step n depends on (key, n) only
+
+
+class Phase(NamedTuple):
+    """A complete step: everything at the same time."""
+
+    positions: jax.Array  # [N, 3] angstrom, never wrapped
+    velocities: jax.Array  # [N, 3]
+    forces: jax.Array  # [N, 3] eV/angstrom
+    node_energy: jax.Array  # [N] eV, without reference energies
+
+
+class Records(NamedTuple):
+    """Filled on the device while a block runs. B steps, F frames."""
+
+    energies: jax.Array  # [B, 3] potential (without reference energies), kinetic, heat; eV
+    frames: Phase  # [F, N, ...]
+
+
+class Motion(NamedTuple):
+    """State of the loop, float64."""
+
+    step: jax.Array  # number of the step whose forces come next
+    positions: jax.Array  # [N, 3] at that step
+    velocities: jax.Array  # [N, 3] half a step before (at step 0: of step 0)
+    heat: jax.Array  # eV that the thermostat has put in
+    last: Phase  # the last complete step
+    sound: jax.Array  # False once energy or forces were not finite
+    records: Records
+
+
+class Neighborhood(NamedTuple):
+    """Where the neighbours in the graph are valid."""
+
+    graph: AtomGraph  # its positions are replaced at every step
+    offset: (
+        jax.Array
+    )  # [N, 3] positions of the graph minus those of the motion (whole cells, centring)
+    origin: jax.Array  # [N, 3] positions at which neighbours were found
+    reach: jax.Array  # angstrom an atom may move from there: half the skin
+
+
+def start(positions: jax.Array, velocities: jax.Array) -> Motion:
+    """State before step 0; [N, 3] float64 each. Records are empty."""
+    last = Phase(positions, velocities, jnp.zeros_like(positions), jnp.zeros(len(positions)))
+    return Motion(
+        step=jnp.zeros((), jnp.int64),
+        positions=positions,
+        velocities=velocities,
+        heat=jnp.zeros(()),
+        last=last,
+        sound=jnp.ones((), bool),
+        records=empty_records(len(positions), 0, 0),
+    )
+
+
+def empty_records(num_atoms: int, num_steps: int, num_frames: int) -> Records:
+    """Room for so many steps and frames."""
+    vectors = jnp.zeros((num_frames, num_atoms, 3))
+    return Records(
+        energies=jnp.zeros((num_steps, 3)),
+        frames=Phase(vectors, vectors, vectors, jnp.zeros((num_frames, num_atoms))),
+    )
+
+
+def run_block(
+    force_field: ForceField,
+    weights: Any,
+    hood: Neighborhood,
+    motion: Motion,
+    masses: jax.Array,
+    time_step: jax.Array,
+    thermostat: Thermostat | None,
+    first: jax.Array,
+    end: jax.Array,
+    frame_interval: jax.Array,
+) -> Motion:
+    """Steps until step `end` is due, neighbours are stale or numbers are not finite. Pure, for jit.
+
+    Args:
+        force_field: the model.
+        weights: its weights.
+        hood: graph and validity of its neighbours.
+        motion: where to go on; `motion.records` must have room for steps `first` to `end` - 1.
+        masses: [N] amu; infinite for atoms that are fixed or padding.
+        time_step: in ASE units.
+        thermostat: None for constant energy.
+        first: step of the first record.
+        end: the step that is not computed any more.
+        frame_interval: steps whose number is a multiple of it are kept as frames.
+    """
+    inverse_mass = (1 / masses)[:, None]
+    mobile = jnp.where(jnp.isfinite(masses), masses, 0)[:, None]
+    dtype = hood.graph.positions.dtype
+    first_frame = -(-first // frame_interval)
+    num_frames = motion.records.frames.positions.shape[0]
+
+    def kinetic(velocities: jax.Array) -> jax.Array:
+        return 0.5 * jnp.sum(mobile * velocities**2)
+
+    def go_on(motion: Motion) -> jax.Array:
+        moved = jnp.sum((motion.positions - hood.origin) ** 2, axis=-1)
+        return (motion.step < end) & motion.sound & jnp.all(moved <= hood.reach**2)
+
+    def drift(phase: Phase, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        v = phase.velocities + 0.5 * time_step * phase.forces * inverse_mass
+        if thermostat is None:
+            return phase.positions + time_step * v, v, jnp.zeros(())
+        middle = phase.positions + 0.5 * time_step * v
+        keep = jnp.exp(-thermostat.friction * time_step)
+        noise = jax.random.normal(jax.random.fold_in(thermostat.key, step), v.shape, v.dtype)
+        spread = jnp.sqrt((1 - keep**2) * thermostat.energy * inverse_mass)
+        after = keep * v + spread * noise
+        return middle + 0.5 * time_step * after, after, kinetic(after) - kinetic(v)
+
+    def turn(motion: Motion) -> Motion:
+        positions = (motion.positions + hood.offset).astype(dtype)
+        forces, node_energy = force_field(weights, replace(hood.graph, positions=positions))
+        forces, node_energy = forces.astype(jnp.float64), node_energy.astype(jnp.float64)
+        kick = jnp.where(motion.step == 0, 0.0, 0.5 * time_step)
+        velocities = motion.velocities + kick * forces * inverse_mass
+        phase = Phase(motion.positions, velocities, forces, node_energy)
+        sound = jnp.all(jnp.isfinite(forces)) & jnp.all(jnp.isfinite(node_energy))
+        energies = jnp.stack([node_energy.sum(), kinetic(velocities), motion.heat])
+        step = motion.step
+        keeps = sound & (step % frame_interval == 0)
+        slot = jnp.where(keeps, step // frame_interval - first_frame, num_frames)
+        row = jnp.where(sound, step - first, motion.records.energies.shape[0])
+        records = Records(
+            motion.records.energies.at[row].set(energies, mode="drop"),
+            jax.tree.map(
+                lambda all, one: all.at[slot].set(one, mode="drop"), motion.records.frames, phase
+            ),
+        )
+        new_positions, new_velocities, heat = drift(phase, step)
+        moved = (step + 1, new_positions, new_velocities, motion.heat + heat, phase)
+        stay = (step, motion.positions, motion.velocities, motion.heat, motion.last)
+        kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), moved, stay)
+        return Motion(*kept, sound=sound, records=records)
+
+    return jax.lax.while_loop(go_on, turn, motion)

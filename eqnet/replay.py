@@ -1,0 +1,136 @@
+"""Structures with answers that travel in the model file and are computed again when it is opened.
+
+A new device, precision, method or library version must reproduce them, or the model is refused: a
+wrong kernel is found before the first simulation, not after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from eqnet.data.frame import Frame
+from eqnet.data.items import make_items
+from eqnet.data.packing import pack
+from eqnet.errors import InputError
+from eqnet.potential import Potential
+
+#: Largest disagreement of a replayed energy per atom (eV) and force (eV/angstrom), relative to the
+#: largest of 1 and the values themselves. float32 has seven digits, of which sums over neighbours
+#: and channels cost two or three; float64 agrees to rounding unless something is wrong.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+
+class Example(NamedTuple):
+    """One structure of n atoms with its answers in float64."""
+
+    frame: Frame  # no labels
+    energy: float  # eV, total
+    forces: np.ndarray  # [n, 3] eV/angstrom
+    node_energy: np.ndarray  # [n] eV, reference energies included
+
+
+def to_json(examples: Sequence[Example]) -> bytes:
+    """Examples as text; numbers keep all digits of float64."""
+    entries = [
+        {
+            "numbers": example.frame.numbers.tolist(),
+            "positions": np.asarray(example.frame.positions, float).tolist(),
+            "cell": np.asarray(example.frame.cell, float).tolist(),
+            "pbc": [bool(axis) for axis in example.frame.pbc],
+            "energy": float(example.energy),
+            "forces": np.asarray(example.forces, float).tolist(),
+            "node_energy": np.asarray(example.node_energy, float).tolist(),
+        }
+        for example in examples
+    ]
+    return json.dumps(entries, allow_nan=False).encode()
+
+
+def from_json(path: Path, entries: Any) -> list[Example]:
+    """Examples of the file at `path` (for messages) from parsed JSON.
+
+    Raises:
+        InputError: not what `to_json` writes.
+    """
+    try:
+        return [_example(entry, index) for index, entry in enumerate(entries)]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: examples.json is damaged ({error})") from None
+
+
+def _example(entry: dict[str, Any], index: int) -> Example:
+    numbers = np.array(entry["numbers"], dtype=int)
+    n = len(numbers)
+
+    def array(key: str, *shape: int) -> np.ndarray:
+        values = np.array(entry[key], dtype=np.float64)
+        if values.shape != shape or not np.isfinite(values).all():
+            raise ValueError(f"example {index}: {key} must be finite and of shape {shape}")
+        return values
+
+    if numbers.shape != (n,) or n == 0:
+        raise ValueError(f"example {index}: no atoms")
+    frame = Frame(
+        numbers=numbers,
+        positions=array("positions", n, 3),
+        cell=array("cell", 3, 3),
+        pbc=array("pbc", 3).astype(bool),
+        energy=None,
+        forces=None,
+        stress=None,
+    )
+    return Example(frame, float(array("energy")), array("forces", n, 3), array("node_energy", n))
+
+
+def replay(
+    potential: Potential, examples: Sequence[Example], *, dtype: str, path: Path | str
+) -> float:
+    """Compute the examples again; the largest relative disagreement found.
+
+    Raises:
+        InputError: it exceeds `TOLERANCE[dtype]`.
+    """
+    if not examples:
+        return 0.0
+    frames = [dataclasses.replace(example.frame, index=i) for i, example in enumerate(examples)]
+    items = make_items(frames, potential.elements, potential.cutoff)
+    graphdef, state = nnx.split(potential)
+    with jax.enable_x64(dtype == "float64"):
+        predict = jax.jit(lambda state, graph: nnx.merge(graphdef, state).predict(graph))
+        answer = predict(state, pack(items, dtype=np.dtype(dtype)))
+        node_energy = np.asarray(answer.node_energy, np.float64)
+        forces = np.asarray(answer.forces, np.float64)
+    worst, start = 0.0, 0
+    for index, example in enumerate(examples):
+        n = len(example.frame.numbers)
+        atoms = slice(start, start + n)
+        start += n
+        found = _disagreement(potential, example, node_energy[atoms], forces[atoms])
+        if not found <= TOLERANCE[dtype]:  # NaN disagrees
+            raise InputError(
+                f"{path}: example {index} of {len(examples)} gives other numbers here than where "
+                f"the model was trained (relative difference {found:.1e}, {dtype} allows "
+                f"{TOLERANCE[dtype]:.0e}); try another device, method or dtype"
+            )
+        worst = max(worst, found)
+    return worst
+
+
+def _disagreement(
+    potential: Potential, example: Example, node_energy: np.ndarray, forces: np.ndarray
+) -> float:
+    species = np.searchsorted(potential.elements, example.frame.numbers)
+    energy = float(node_energy.sum()) + potential.reference_energy(species)
+    # What the model itself adds: reference energies are exact and may be thousands of eV.
+    learned = np.abs(node_energy).max()
+    of_energy = abs(energy - example.energy) / len(species) / max(1.0, learned)
+    of_forces = np.abs(forces - example.forces).max() / max(1.0, np.abs(example.forces).max())
+    return float(max(of_energy, of_forces)) if np.isfinite(forces).all() else np.inf

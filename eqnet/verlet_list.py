@@ -1,0 +1,175 @@
+"""Neighbours of one structure that stay valid while its atoms move a little (Verlet 1967).
+
+Pairs are found on the host up to cutoff + skin. Until an atom has moved more than half the skin, no
+pair within the cutoff is missing, and pairs beyond the cutoff contribute exactly zero because the
+envelope of every model is zero there. Room in the graph is rounded up a ladder, so that lists of
+different length share one compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from eqnet.data.elements import symbol
+from eqnet.data.frame import Frame
+from eqnet.data.items import Item, make_item, rows_per_atom
+from eqnet.data.packing import Shape, choose_slots, holds, make_shape, pack
+from eqnet.errors import InputError
+from eqnet.graph import AtomGraph
+
+MAX_WASTE = 2.0  # a shape in use is taken again up to this many times the slots needed,
+SMALL = 512  # or if it has no more slots than this
+
+
+class VerletList:
+    """The neighbour list of the last structure seen, as a graph.
+
+    Attributes:
+        graph: the packed structure (numpy); its positions are those of the last build.
+        offset: [N, 3] float64, positions in the graph minus those of the structure: whole lattice
+            vectors and centring; zero for padding.
+        shapes: all shapes handed out so far.
+        builds: how often neighbours were searched.
+    """
+
+    def __init__(
+        self, elements: Sequence[int], cutoff: float, skin: float, dtype: str = "float32"
+    ) -> None:
+        self.elements = tuple(elements)
+        self.cutoff = cutoff
+        self.skin = skin
+        self.dtype = np.dtype(dtype)
+        self.shapes: list[Shape] = []
+        self.builds = 0
+        self.graph: AtomGraph | None = None
+        self.offset = np.zeros((0, 3))
+        self.frame: Frame | None = None
+
+    def covers(self, frame: Frame) -> bool:
+        """Whether the list holds every pair of `frame` within the cutoff."""
+        old = self.frame
+        return (
+            old is not None
+            and self.skin > 0
+            and np.array_equal(old.numbers, frame.numbers)
+            and np.array_equal(old.pbc, frame.pbc)
+            and np.array_equal(old.cell, frame.cell)
+            and bool(
+                np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.skin**2 / 4
+            )
+        )
+
+    def build(self, frame: Frame) -> AtomGraph:
+        """Find the neighbours of `frame` and pack them.
+
+        Raises:
+            InputError: see `check_structure`; two atoms at the same place.
+        """
+        check_structure(frame, self.elements)
+        self.frame = None  # an error below leaves no list behind
+        item = make_item(frame, self.elements, self.cutoff + self.skin)
+        same_size = self.graph is not None and int(self.graph.atom_mask.sum()) == len(frame)
+        shape = self._choose(item, fine=same_size or not self.shapes)
+        self.graph = pack([item], shape, self.dtype)
+        self.offset = np.zeros((shape.atoms, 3))
+        self.offset[: len(frame)] = -item.offset
+        self.frame = replace(frame, positions=frame.positions.copy())
+        self.builds += 1
+        return self.graph
+
+    def place(self, positions: np.ndarray) -> np.ndarray:
+        """Positions [n, 3] of the structure as the graph wants them, [N, 3] in its precision."""
+        placed = self.offset.copy()
+        placed[: len(positions)] += positions
+        return placed.astype(self.dtype)
+
+    def _choose(self, item: Item, *, fine: bool) -> Shape:
+        """A shape in use that fits without much waste, or a new one with some room."""
+        slots, split = choose_slots([item.counts])
+        rows = item.num_atoms if split == 1 else item.num_rows(slots)
+        fitting = [
+            shape
+            for shape in self.shapes
+            if fits(shape, item)
+            and shape.rows * shape.slots <= max(MAX_WASTE * rows * slots, SMALL)
+        ]
+        if fitting:
+            return min(fitting, key=lambda shape: shape.rows * shape.slots)
+        shape = roomy(item, fine=fine)
+        self.shapes.append(shape)
+        return shape
+
+
+def fits(shape: Shape, item: Item) -> bool:
+    """Whether the shape holds the structure."""
+    split = int(rows_per_atom(item.counts, shape.slots).max())
+    return split <= shape.rows_per_atom and holds(shape, item.num_atoms, item.num_rows(shape.slots))
+
+
+def roomy(item: Item, *, fine: bool) -> Shape:
+    """A shape for the structure with room for a tenth more neighbours.
+
+    Args:
+        item: the structure.
+        fine: keep the number of atoms as it is, for many calculations on one structure; otherwise
+            round up coarsely, for many structures.
+    """
+    counts = np.ceil(1.1 * item.counts).astype(item.counts.dtype)
+    if not item.frame.pbc.any():  # no images: an atom has at most all others as neighbours
+        counts = np.minimum(counts, item.num_atoms - 1)
+    slots, split = choose_slots([counts])
+    atoms = item.num_atoms
+    if not fine:
+        atoms, slots = round_up(atoms, 2), round_up(slots, 2)
+    rows = int(rows_per_atom(counts, slots).sum())
+    shape = make_shape(atoms, rows, 1, slots, int(rows_per_atom(counts, slots).max()))
+    return shape._replace(atoms=atoms, rows=atoms if shape.rows_per_atom == 1 else shape.rows)
+
+
+def round_up(number: int, steps: int) -> int:
+    """The next size on a ladder with so many steps per doubling (a power of two)."""
+    if number <= steps:
+        return max(number, 1)
+    step = 2 ** ((number - 1).bit_length() - 1) // steps
+    return -(-number // step) * step
+
+
+def check_structure(frame: Frame, elements: Sequence[int]) -> None:
+    """Refuse what has no answer.
+
+    Raises:
+        InputError: no atoms, an element the model does not know, positions or cell that are not
+            finite, periodic axes that span no volume.
+    """
+    where = f"{frame.name}: " if frame.file else ""
+    if len(frame) == 0:
+        raise InputError(f"{where}the structure has no atoms")
+    unknown = ~np.isin(frame.numbers, elements)
+    if unknown.any():
+        first = int(np.argmax(unknown))
+        raise InputError(
+            f"{where}element {symbol(int(frame.numbers[first]))} (atom {first}) is unknown to this "
+            f"model, which knows {', '.join(symbol(z) for z in elements)}"
+        )
+    bad = ~np.isfinite(frame.positions).all(axis=1)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise InputError(
+            f"{where}the position of atom {first} ({symbol(int(frame.numbers[first]))}) is not "
+            f"finite: {frame.positions[first]}"
+        )
+    vectors = frame.cell[frame.pbc]
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{where}the cell is not finite: {frame.cell.tolist()}")
+    lengths = np.linalg.norm(vectors, axis=1)
+    if len(vectors) and (
+        lengths.min() == 0
+        or np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6
+    ):
+        raise InputError(
+            f"{where}the lattice vectors of the periodic axes are zero or linearly dependent: "
+            f"{vectors.tolist()}"
+        )
