@@ -132,14 +132,17 @@ class Gate(nnx.Module):
     """Gated nonlinearity (Weiler et al. 2018, eq. 10).
 
     Even scalars pass through silu, odd scalars through tanh, every other irrep is multiplied by
-    sigmoid of an even scalar of its own, one per channel.
+    sigmoid (or `gates`) of an even scalar of its own, one per channel.
 
     Attributes:
         irreps_in: what it takes: the output's scalars, the gates and the gated irreps.
         irreps_out: what it gives.
     """
 
-    def __init__(self, irreps_out: Irreps | str):
+    def __init__(
+        self, irreps_out: Irreps | str, gates: Callable[[jax.Array], jax.Array] = sigmoid
+    ):
+        self.gates = gates
         self.irreps_out = regrouped(irreps_out)
         self.gated = Irreps([m for m in self.irreps_out if m.ir.l > 0])
         self.num_gates = self.gated.num_irreps
@@ -152,7 +155,7 @@ class Gate(nnx.Module):
         if self.num_gates:
             even = blocks["0e"]
             keep = even.shape[-1] - self.num_gates
-            blocks["0e"], gates = even[..., :keep], sigmoid(even[..., keep:])
+            blocks["0e"], gates = even[..., :keep], self.gates(even[..., keep:])
         out, used = [], 0
         for mul, ir in self.irreps_out:
             block = blocks[str(ir)]
@@ -166,8 +169,10 @@ class Gate(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Equivariant layer norm: even scalars are centred over channels; every irrep is divided by its
-    root mean square over m and channels; a learned scale per channel, a learned shift per even scalar.
+    """Equivariant layer norm.
+
+    Even scalars are centred over channels; every irrep is divided by its root mean square over m and
+    channels. A learned scale per channel, a learned shift per even scalar.
     """
 
     def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):

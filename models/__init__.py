@@ -1,6 +1,7 @@
 """Models: AtomGraph -> energy of each atom. One file, one model, one configuration beside it."""
 
 from eqnet.models.mace import MACE, MACEConfig
+from eqnet.models.nequip import NequIP, NequIPConfig
 
 # The names of the command line: the configuration and the model.
-MODELS = {"mace": (MACEConfig, MACE)}
+MODELS = {"mace": (MACEConfig, MACE), "nequip": (NequIPConfig, NequIP)}

@@ -27,11 +27,11 @@ def edges_within(structure: Structure, cutoff: float) -> list[Edge]:
     positions, cell = structure.positions, structure.cell
     ranges = []
     for a in range(3):
-        if not cell[a].any():
+        if not np.any(cell[a]):
             ranges.append(range(1))
             continue
         # complete the cell with unit vectors to get the distance between its planes
-        full = np.where(cell.any(1)[:, None], cell, np.eye(3))
+        full = np.where(np.any(cell, axis=1)[:, None], cell, np.eye(3))
         height = abs(np.linalg.det(full)) / np.linalg.norm(
             np.cross(full[(a + 1) % 3], full[(a + 2) % 3])
         )

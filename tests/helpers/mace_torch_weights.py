@@ -1,9 +1,9 @@
 """Parameters of a mace-torch model as parameters of ours.
 
-mace-torch multiplies redundant coupling paths by weights; ours have weights on independent trees. The
-polynomials are the same, so a fixed linear map, found by least squares in float64 on the symmetrised
-coefficient tensors, takes the weights of one to those of the other. mace-torch's coefficient tensors
-are rebuilt here from its recursion (mace/tools/cg.py, e3nn 0.4.4).
+mace-torch multiplies redundant coupling paths by weights; ours have weights on independent trees.
+The polynomials are the same, so a fixed linear map, found by least squares in float64 on the
+symmetrised coefficient tensors, takes the weights of one to those of the other. mace-torch's
+coefficient tensors are rebuilt here from its recursion (mace/tools/cg.py, e3nn 0.4.4).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from eqnet.so3 import clebsch_gordan
 
 # Degrees whose Clebsch-Gordan block in e3nn 0.4.4 has the opposite sign (l <= 6, all of odd sum).
 FLIPPED = set(
-    "122 133 144 155 166 212 221 313 331 346 364 414 436 441 445 454 456 463 465 515 544 546 551 555 "
-    "564 566 616 634 643 645 654 656 661 665".split()
+    "122 133 144 155 166 212 221 313 331 346 364 414 436 441 445 454 456 463 465 515 544 546 "
+    "551 555 564 566 616 634 643 645 654 656 661 665".split()
 )
 Weights = Mapping[str, np.ndarray]
 
@@ -66,7 +66,8 @@ def coupling_tensors(irreps: tuple[Irrep, ...], out: Irrep, order: int) -> np.nd
         return np.zeros([starts[-1]] * order + [out.dim, 1])
     stacked = np.stack(paths, axis=-1)
     orders = list(permutations(range(order)))
-    return sum(stacked.transpose(*p, order, order + 1) for p in orders) / len(orders)
+    copies = [stacked.transpose(*p, order, order + 1) for p in orders]
+    return np.mean(copies, axis=0)
 
 
 def contraction_weights(weights: Weights, product: str, model: MACE, layer: int) -> np.ndarray:
@@ -169,7 +170,7 @@ def convert(config: MACEConfig, weights: Weights, silu_constant: float, model: M
         silu_constant: by which e3nn multiplies SiLU.
         model: ours.
     """
-    z, channels = len(config.elements), config.irreps().count("0e")
+    z, channels = len(config.elements), config.irreps().count(Irrep(0, 1))
     embedding = np.asarray(weights["node_embedding.linear.weight"], np.float64)
     model.embedding[...] = jnp.asarray(embedding.reshape(z, channels))
     for layer in range(config.num_interactions):

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,9 @@ def potential_of(reference: Mapping[str, np.ndarray]) -> Potential:
     """Our potential with the weights of a reference file."""
     settings = json.loads(str(reference["config"]))
     names = {f.name for f in fields(MACEConfig)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names
+    }
     config = MACEConfig(**given)
     model = MACE(config, rngs=nnx.Rngs(0), method="auto")
     weights = {k[8:]: v for k, v in reference.items() if k.startswith("weights/")}
