@@ -172,26 +172,26 @@ def table(measured: dict[str, Any], naive: dict[str, Any] | None = None) -> Tabl
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    result = Table(box=SIMPLE_HEAD, pad_edge=False)
-    result.add_column("config_type")
-    result.add_column("structures", justify="right")
-    result.add_column("")
     sources = [measured] if naive is None else [measured, naive]
-    for title in ("MAE", "RMSE", "naive MAE", "naive RMSE")[: 2 * len(sources)]:
-        result.add_column(title, justify="right", style="dim" if "naive" in title else None)
-    result.add_column("unit")
+    result = Table(box=SIMPLE_HEAD, pad_edge=False)
+    result.add_column("config_type", overflow="fold")
+    result.add_column("frames", justify="right", no_wrap=True)
+    result.add_column("", no_wrap=True)
+    for title in ("MAE", "RMSE", "naive\nMAE", "naive\nRMSE")[: 2 * len(sources)]:
+        style = "dim" if "naive" in title else None
+        result.add_column(title, justify="right", style=style, no_wrap=True)
     for blocks in zip(*map(rows, sources), strict=True):
         name, group = blocks[0]
         head = (name, f"{group['num_structures']:,}")
         present = [quantity for quantity in QUANTITIES if f"{quantity}_mae" in group]
         for quantity in present:
-            words, unit = QUANTITIES[quantity]
             values = [
                 number(source.get(f"{quantity}_{kind}"))
                 for _, source in blocks
                 for kind in ("mae", "rmse")
             ]
-            result.add_row(*head, words, *values, unit)
+            words = ", ".join(QUANTITIES[quantity]).replace(" per ", "/")
+            result.add_row(*head, words, *values)
             head = ("", "")
         if not present:
             result.add_row(*head, "no labels")

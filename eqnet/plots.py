@@ -36,7 +36,7 @@ MANY = 2000  # numbers from which a histogram has a logarithmic axis
 def style(theme: str = "light") -> Iterator[None]:
     """The look of every figure, in force inside the block: theme "light" or "dark"."""
     ink, faint, paper = INK[theme], FAINT[theme], PAPER[theme]
-    settings = {
+    settings: dict[Any, Any] = {
         "figure.facecolor": paper,
         "figure.dpi": 100,
         "savefig.dpi": 150,
@@ -136,8 +136,8 @@ def energy_parity(frames: Sequence[Frame], answers: Sequence[Answer]) -> Figure 
         for name in dict.fromkeys(names)
         for members in [np.array([other == name for other in names])]
     }
-    words = "energy per atom beyond composition, meV"
-    return _parity(groups, words, "error, meV per atom")
+    words = "energy beyond composition, meV per atom"
+    return _parity(groups, "Energy per atom", words, "error, meV")
 
 
 def composition_energies(frames: Sequence[Frame]) -> np.ndarray:
@@ -160,7 +160,9 @@ def force_parity(frames: Sequence[Frame], answers: Sequence[Answer]) -> Figure |
         symbol(z): (predicted.ravel(), labels.ravel())
         for z, (predicted, labels) in metrics.forces_by_element(frames, answers).items()
     }
-    return _parity(groups, "force component, eV/Å", "error, meV/Å", MILLI) if groups else None
+    if not groups:
+        return None
+    return _parity(groups, "Forces", "force component, eV/Å", "error, meV/Å", MILLI)
 
 
 def stress_parity(frames: Sequence[Frame], answers: Sequence[Answer]) -> Figure | None:
@@ -171,19 +173,21 @@ def stress_parity(frames: Sequence[Frame], answers: Sequence[Answer]) -> Figure 
     predicted, labels = MILLI * predicted.reshape(-1, 9), MILLI * labels.reshape(-1, 9)
     parts = {"xx, yy, zz": [0, 4, 8], "yz, xz, xy": [5, 2, 1]}
     groups = {name: (predicted[:, i].ravel(), labels[:, i].ravel()) for name, i in parts.items()}
-    return _parity(groups, "stress component, meV/Å³", "error, meV/Å³")
+    return _parity(groups, "Stress", "stress component, meV/Å³", "error, meV/Å³")
 
 
 def _parity(
     groups: dict[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
     words: str,
     error_words: str,
-    factor: float = 1,
+    factor: float = 1.0,
 ) -> Figure:
     """Two panels: predicted against labels with the diagonal, and the distribution of the errors.
 
     Args:
         groups: legend -> (predicted [n], labels [n]).
+        title: what is compared.
         words: the quantity with its unit.
         error_words: label of the axis of errors.
         factor: unit of the quantity in units of the errors.
@@ -206,11 +210,12 @@ def _parity(
         )
         _histogram(histogram, everything[name], bins, color, name)
     parity.set(xlim=line, ylim=line, aspect="equal", xlabel=f"label: {words}", ylabel="predicted")
-    parity.set_title("Predicted against label")
+    parity.set_title(title)
     histogram.set(xlabel=error_words, ylabel="count")
     histogram.set_title("Distribution of errors")
     if ends.size > MANY:
         histogram.set_yscale("log")
+    histogram.set_ymargin(0.15)  # room for the legend
     if len(groups) > 1:
         parity.legend(markerscale=2, handletextpad=0.1)
     histogram.legend(loc="upper right")

@@ -2,40 +2,37 @@
 
 import io
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from eqnet import metrics
+from eqnet.data.frame import Frame
+from eqnet.evaluation import Answer
 
 
-class Frame(NamedTuple):
-    """The fields of a frame that the errors look at."""
-
-    numbers: np.ndarray
-    energy: float | None
-    forces: np.ndarray | None
-    stress: np.ndarray | None
-    config_type: str = "Default"
-    file: str = "a.xyz"
-    index: int = 0
-
-
-class Answer(NamedTuple):
-    """What a potential says."""
-
-    energy: float
-    forces: np.ndarray
-    stress: np.ndarray | None
-    node_energy: np.ndarray
+def structure(numbers, energy, forces, stress, config_type="Default"):
+    """A frame with these labels; where its atoms are makes no difference here."""
+    n = len(numbers)
+    return Frame(
+        np.asarray(numbers),
+        np.zeros((n, 3)),
+        np.eye(3),
+        np.ones(3, bool),
+        energy,
+        forces,
+        stress,
+        config_type,
+        file="a.xyz",
+    )
 
 
 def hydrogen(energy, force, stress=None, config_type="Default"):
     """Two atoms with the same number in every component."""
     tensor = None if stress is None else np.full((3, 3), stress)
     forces = None if force is None else np.full((2, 3), force)
-    return Frame(np.array([1, 1]), energy, forces, tensor, config_type)
+    return structure([1, 1], energy, forces, tensor, config_type)
 
 
 def says(energy, force, stress=None, atoms=2):
@@ -71,10 +68,12 @@ def test_errors_agree_with_loops():
     energy, per_atom, forces, stress = [], [], [], []
     for _ in range(7):
         n = int(rng.integers(1, 6))
-        frame = Frame(np.ones(n, int), *random_labels(rng, n))
+        frame = structure(np.ones(n, int), *random_labels(rng, n))
         answer = Answer(*random_labels(rng, n), rng.normal(size=n))
         frames.append(frame)
         answers.append(answer)
+        assert frame.energy is not None and frame.forces is not None
+        assert frame.stress is not None and answer.stress is not None
         energy.append(answer.energy - frame.energy)
         per_atom.append((answer.energy - frame.energy) / n)
         for i in range(n):
@@ -132,7 +131,7 @@ def test_float32_answers_are_compared_in_float64():
 
 
 def test_forces_by_element():
-    frame = Frame(np.array([1, 8, 1]), None, np.zeros((3, 3)), None)
+    frame = structure([1, 8, 1], None, np.zeros((3, 3)), None)
     answer = Answer(0.0, np.array([[0.001] * 3, [0.002] * 3, [0.003] * 3]), None, np.zeros(3))
     found = metrics.force_errors_by_element([frame], [answer])
     assert list(found) == [1, 8]
@@ -153,11 +152,9 @@ def test_errors_of_each_frame():
 
 
 def printed(*args):
-    from rich.console import Console
-
-    console = Console(file=io.StringIO(), width=100)
-    console.print(metrics.table(*args))
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=80).print(metrics.table(*args))
+    return text.getvalue()
 
 
 def test_table():
@@ -166,7 +163,7 @@ def test_table():
     naive = metrics.errors(frames, [says(1.5, 0.0), says(1.5, 0.0)])
     text = printed(measured, naive)
     assert "bulk" in text and "stress" not in text
-    blocks = text.count("energy per atom")
+    blocks = text.count("energy/atom, meV")
     assert blocks == 3  # two config_types, of which one is called "all", and all together
     assert "naive" not in printed(measured)
     assert "no labels" in printed(metrics.errors([hydrogen(None, None)], [says(0.0, 0.0)]))
