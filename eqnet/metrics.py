@@ -174,7 +174,7 @@ def table(measured: dict[str, Any], naive: dict[str, Any] | None = None) -> Tabl
 
     sources = [measured] if naive is None else [measured, naive]
     result = Table(box=SIMPLE_HEAD, pad_edge=False)
-    result.add_column("config_type", overflow="fold")
+    result.add_column("config_type", overflow="fold", min_width=11)
     result.add_column("frames", justify="right", no_wrap=True)
     result.add_column("", no_wrap=True)
     for title in ("MAE", "RMSE", "naive\nMAE", "naive\nRMSE")[: 2 * len(sources)]:

@@ -169,8 +169,8 @@ def _show_and_write(
     frames = dataset.frames
     measured = metrics.errors(frames, answers)
     reference = metrics.errors(frames, naive(frames))
-    labels = ", ".join(f"{row.label} from {row.key}" for row in dataset.report.rows)
-    console.print(f"{options.file}: {len(frames)} structures; {labels or 'no labels'}")
+    labels = ", ".join(f"{row.label} ({row.key})" for row in dataset.report.rows)
+    console.print(f"{options.file}: {len(frames):,} structures; labels: {labels or 'none'}")
     for note in dataset.report.notes:
         console.print(f"note: {note}")
     if dataset.report.rows:

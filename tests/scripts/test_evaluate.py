@@ -67,7 +67,7 @@ def test_table_and_json(capsys, tmp_path, model, labelled):
     target = tmp_path / "errors.json"
     code, out, err = run(capsys, model, labelled, "--json", target, "--dtype", "float64")
     assert code == 0 and err == ""
-    for word in ("bulk", "gas", "all", "naive", "RMSE", "meV/Å", "energy from REF_energy"):
+    for word in ("bulk", "gas", "all", "naive", "RMSE", "meV/Å", "energy (REF_energy)"):
         assert word in out
     found = json.loads(target.read_text())
     assert found["num_structures"] == 8
@@ -102,7 +102,7 @@ def test_answers_alone_for_structures_without_labels(capsys, tmp_path, model, fr
     bare = [replace(frame, energy=None, forces=None, stress=None) for frame in frames]
     write(path, [to_atoms(frame) for frame in bare])
     code, out, _ = run(capsys, model, path, "--output", target)
-    assert code == 0 and "no labels" in out
+    assert code == 0 and "labels: none" in out
     assert len(list(iread(target))) == 8
     assert "--energy_key" in refused(capsys, model, path)
 
