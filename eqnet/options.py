@@ -56,8 +56,8 @@ class DataOptions:
     virials_key: Annotated[str | None, _default("found", "KEY")] = None
     """Name of the virials in the file (eV)."""
     E0s: str = "auto"
-    """Energies of isolated atoms: auto, isolated (from IsolatedAtom frames), average, least_squares,
-    or given in eV as "{1: -13.6, 8: -2041.8}"."""
+    """Energies of isolated atoms: auto, isolated (from IsolatedAtom frames), average,
+    least_squares, or given in eV as "{1: -13.6, 8: -2041.8}"."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class OptimizerOptions:
     ema: bool = True
     """Validate and keep an exponential moving average of the weights."""
     ema_decay: Annotated[float | None, _default("0.99", "FLOAT")] = None
-    """Decay of the average per step; min(decay, (1 + step) / (10 + step)), so that short runs forget
-    their start."""
+    """Decay of the average per step; min(decay, (1 + step) / (10 + step)), so that short runs
+    forget their start."""
     scheduler: Literal["cosine", "plateau", "exponential", "constant"] = "cosine"
     """Course of the learning rate within a stage."""
     warmup_steps: int = 0
@@ -235,10 +235,16 @@ class TrainOptions:
                 yield group.name, option.name, getattr(values, option.name)
 
 
-# Options that may change when a run goes on: they do not touch the numbers of the steps already made.
-FREE = frozenset(
-    {"max_minutes", "max_num_steps", "patience", "checkpoint_interval", "wandb_project"}
-)
+def free_options(options: TrainOptions) -> frozenset[str]:
+    """Options that may differ when a run goes on: they leave the steps already made as they are."""
+    names = {"max_minutes", "checkpoint_interval", "wandb_project", "work_dir"}
+    names |= {"train_file", "valid_file", "test_file"}  # their content is compared instead
+    if not options.stage_two.stage_two:
+        names.add("patience")
+        if options.optimizer.scheduler != "cosine":  # which knows the end from the start
+            names |= {"max_num_epochs", "max_num_steps"}
+    return frozenset(names)
+
 
 _POSITIVE = {
     "r_max", "lr", "batch_size", "valid_batch_size", "max_num_epochs", "max_num_steps",
@@ -312,7 +318,7 @@ def _check_effect(options: TrainOptions) -> None:
     last, epochs = stage_two.start_stage_two, options.run.max_num_epochs
     if last is not None and epochs is not None and last >= epochs:
         raise InputError(
-            f"--start_stage_two {last} has no effect: the run has {epochs} epochs (--max_num_epochs)"
+            f"--start_stage_two {last} has no effect with --max_num_epochs {epochs}: lower it"
         )
 
 

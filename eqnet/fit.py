@@ -1,0 +1,393 @@
+"""The loop of a training: epochs, validations, stages, checkpoints, and when to stop.
+
+A run is a function of its options and data alone. What the loop knows besides the arrays of
+`TrainState` is a `Position`; both are saved together at any step, and a run that goes on from there
+makes the same numbers as one that was never interrupted (bit for bit on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqnet import losses, training
+from eqnet.checkpoint import Checkpoints
+from eqnet.data.batches import Loader, Targets
+from eqnet.errors import InputError
+from eqnet.graph import AtomGraph
+from eqnet.interrupt import Interrupt
+from eqnet.optimizer import Plateau
+from eqnet.options import TrainOptions
+from eqnet.progress import Pace, Progress
+from eqnet.run_folder import History
+from eqnet.training import Outcome, Position, Problem, Program, Stop, TrainState, Weights
+
+LOOK_SECONDS = 2.0  # between looks into a long epoch: progress, and whether the loss is finite
+RESIDENT_BYTES = 1 << 29  # validation batches up to this size stay on the device
+
+
+class Fit:
+    """One training.
+
+    Args:
+        problem: potential, loss and optimiser.
+        options: resolved; max_num_epochs is a number.
+        train: batches to learn from.
+        valid: batches to validate on, always in the same order.
+        checkpoints: where the state is kept.
+        history: where validations are recorded.
+        progress: what a person sees.
+        started: time.monotonic() that max_minutes counts from.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: TrainOptions,
+        train: Loader,
+        valid: Loader,
+        *,
+        checkpoints: Checkpoints,
+        history: History,
+        progress: Progress,
+        started: float | None = None,
+    ):
+        self.problem, self.options = problem, options
+        self.train, self.valid = train, valid
+        self.checkpoints, self.history, self.progress = checkpoints, history, progress
+        self.begun = time.monotonic()
+        self.started = self.begun if started is None else started
+        self.dtype = np.dtype(options.run.default_dtype)
+        self.epochs = options.run.max_num_epochs or 1
+        self.step = Program(
+            training.train_step(problem), donate=True, announce=self._announce("training")
+        )
+        self.validation = Program(problem.sums(), announce=self._announce("validation"))
+        self.position = Position(lr=options.optimizer.lr)
+        state = training.first_state(problem, self._stage(), options.run.seed)
+        self.state: TrainState = state
+        self.best: Weights = training.copied(state.params)
+        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
+        self._saved = self._looked = self.begun
+        self._seconds_before = 0.0
+        self._pace = Pace()
+
+    # ------------------------------------------------------------------------------ the whole
+
+    def run(self) -> Outcome:
+        """Train to the end, or to the first limit, signal or fault.
+
+        Raises:
+            InputError: the loss became infinite or NaN, or no checkpoint can be written.
+        """
+        self._restore()
+        with Interrupt() as interrupt, self.progress.start(self.epochs):
+            stop = self._finished()
+            while stop is None:
+                stop = self._epoch(interrupt) or self._finished()
+            self.save()
+            unseen = self.position.batch > 0 or not self.history.rows
+            if unseen and interrupt.signal is None:
+                self._validate()  # after the checkpoint: the run may go on from there
+        return Outcome(
+            best=self.best,
+            last=training.copied(self._candidate()),
+            position=self.position,
+            history=self.history.rows,
+            reason=stop.reason,
+            complete=stop.complete,
+            signal=interrupt.signal,
+        )
+
+    def _finished(self) -> Stop | None:
+        """Whether the limits of epochs, steps and patience leave nothing to do."""
+        run, position = self.options.run, self.position
+        if position.epoch >= self.epochs:
+            return Stop(f"{self.epochs} epochs", True)
+        if run.max_num_steps is not None and position.step >= run.max_num_steps:
+            return Stop(f"{run.max_num_steps} steps", True)
+        if run.patience is not None and position.batch == 0 and not self._stage_two_left():
+            waited = position.epoch - position.best_epoch
+            if waited >= run.patience:
+                return Stop(f"no better validation loss for {waited} epochs", True)
+        return None
+
+    def _restore(self) -> None:
+        """Go on from the newest intact checkpoint, or make sure that one can be kept."""
+        like = {"state": self.state, "best": self.best}
+        found = self.checkpoints.restore(like)
+        if found is None:
+            self.save()
+            self._read_back(like)
+            self.history.restart(0)
+            return
+        step, tree, position = found
+        self.state, self.best = tree["state"], tree["best"]
+        self.position = Position(**position)
+        self._seconds_before = self.position.seconds
+        self.history.restart(self.position.epoch)
+        if step:
+            self.progress.tell(
+                f"going on from step {step} (epoch {self.position.epoch} of {self.epochs})"
+            )
+
+    def _read_back(self, like: Any) -> None:
+        """Restore the first checkpoint: what cannot be read is better known before the training."""
+        found = self.checkpoints.restore(like)
+        if found is None or not _equal(found[1], like):
+            raise RuntimeError("the first checkpoint does not give back what was saved")
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        self._check_finite()
+        self.position = replace(self.position, seconds=self._seconds())
+        tree = {"state": self.state, "best": self.best}
+        self.checkpoints.save(self.position.step, tree, asdict(self.position))
+        self._saved = time.monotonic()
+
+    # ------------------------------------------------------------------------------ one epoch
+
+    def _epoch(self, interrupt: Interrupt) -> Stop | None:
+        """The rest of the present epoch; why to stop within it, if so."""
+        for graph, targets in self.train.batches(self.position.epoch, self.position.batch):
+            self.state = self.step(self.state, graph, targets)
+            self.position = replace(
+                self.position, step=self.position.step + 1, batch=self.position.batch + 1
+            )
+            if stop := self._stop(interrupt):
+                return stop
+            self._now_and_then()
+        self._end_epoch()
+        return None
+
+    def _stop(self, interrupt: Interrupt) -> Stop | None:
+        """Whether to stop after this step, for a signal or a limit."""
+        run, minutes = self.options.run, (time.monotonic() - self.started) / 60
+        if interrupt.signal is not None:
+            return Stop(f"signal {interrupt.signal}", False)
+        if run.max_minutes is not None and minutes > run.max_minutes:
+            return Stop(f"{run.max_minutes:g} minutes", False)
+        if run.max_num_steps is not None and self.position.step >= run.max_num_steps:
+            if self.position.batch < self.train.num_batches:
+                return Stop(f"{run.max_num_steps} steps", True)
+        return None
+
+    def _now_and_then(self) -> None:
+        """Within a long epoch: look at the loss, save."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            loss = float(self._check_finite()) / self.position.batch
+            self.progress.within_epoch(
+                self.position.epoch + 1,
+                self.position.batch,
+                self.train.num_batches,
+                loss,
+                self._pace.rate(self.position.step * self.train.batch_size, self._working()),
+            )
+            self._looked = time.monotonic()
+        if now - self._saved > self.options.run.checkpoint_interval:
+            self.save()
+
+    def _end_epoch(self) -> None:
+        """Count the epoch, validate, and begin the second stage if it is time."""
+        epoch = self.position.epoch + 1
+        if epoch % self.options.run.eval_interval == 0 or epoch == self.epochs:
+            self._validate()
+        else:
+            self._check_finite()
+        self.position = replace(self.position, epoch=epoch, batch=0)
+        self.state = replace(self.state, loss_sum=jnp.zeros_like(self.state.loss_sum))
+        if self._stage_two_left() and self._stage_two_begins():
+            self._begin_stage_two()
+
+    # ------------------------------------------------------------------------------ validation
+
+    def _candidate(self) -> Weights:
+        """The weights that are validated and kept."""
+        return self.state.ema if self.options.optimizer.ema else self.state.params
+
+    def _validate(self) -> None:
+        """Validate, record the row, keep the best weights, drive the plateau."""
+        weights, batch = self._candidate(), self.position.batch
+        epoch = self.position.epoch + (batch > 0)
+        found = [self.validation(weights, *pair) for pair in self._validation_batches()]
+        loss_sum = float(self._check_finite())
+        rate, stage_weights = jax.device_get((self.state.rate, self.state.stage.weights))
+        sums = training.add_up(found)
+        loss = losses.total_on_host(sums, stage_weights)
+        if not math.isfinite(loss):
+            self._refuse_validation(found)
+        pace = self._pace.epoch(self.position.step * self.train.batch_size, self._working())
+        row = {
+            "epoch": epoch,
+            "step": self.position.step,
+            "wall_s": round(self._seconds(), 3),
+            "train_loss": loss_sum / batch if batch else math.nan,
+            "valid_loss": loss,
+            "lr": float(rate),
+            **losses.in_milli(sums),
+            "structures_per_s": round(pace, 1),
+            "compilations": self.step.compilations + self.validation.compilations,
+        }
+        best = loss < self.position.best_loss
+        if best:
+            self.best = training.copied(weights)
+            self.position = replace(self.position, best_loss=loss, best_epoch=epoch)
+        self.history.append(row)
+        self._drive_plateau(epoch, loss)
+        left = self._pace.left(self.epochs - epoch, self.train.num_batches, self.train.batch_size)
+        self.progress.validated(row, best=best, left=left)
+        self._looked = time.monotonic()
+
+    def _refuse_validation(self, found: list[losses.Sums]) -> None:
+        """Name the structures of the first batch whose loss is not finite."""
+        bad = next(i for i, sums in enumerate(found) if not np.isfinite(sums.loss).all())
+        frames = [self.valid.items[i].frame.name for i in self.valid.order(0)[bad]]
+        self.save()
+        raise InputError(
+            f"the validation loss is not a finite number after step {self.position.step}, with the "
+            f"batch of {_shorten(frames)}; look at these structures, or lower --lr"
+        )
+
+    def _drive_plateau(self, epoch: int, loss: float) -> None:
+        options, position = self.options.optimizer, self.position
+        if options.scheduler != "plateau" or options.lr_factor is None:
+            return
+        plateau = Plateau(
+            options.lr_factor,
+            options.scheduler_patience or 0,
+            position.plateau_loss,
+            position.plateau_epoch,
+        )
+        plateau, lower = plateau.update(epoch, loss)
+        lr = position.lr * options.lr_factor if lower else position.lr
+        self.position = replace(
+            position, plateau_loss=plateau.best, plateau_epoch=plateau.best_epoch, lr=lr
+        )
+        if lower:
+            stage = replace(self.state.stage, lr=jnp.asarray(lr, self.dtype))
+            self.state = replace(self.state, stage=stage)
+
+    def _validation_batches(self) -> Iterator[tuple[AtomGraph, Targets]]:
+        """The validation batches; small sets stay on the device."""
+        if self._valid_batches is not None:
+            yield from self._valid_batches
+            return
+        kept: list[tuple[AtomGraph, Targets]] = []
+        size = 0
+        for batch in self.valid.batches(0):
+            size += sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
+            batch = jax.device_put(batch) if size <= RESIDENT_BYTES else batch
+            kept = [*kept, batch] if size <= RESIDENT_BYTES else []
+            yield batch
+        if len(kept) == self.valid.num_batches:
+            self._valid_batches = kept
+
+    # ------------------------------------------------------------------------------ stages
+
+    def _stage(self) -> training.StageState:
+        """The numbers of the stage that begins at the present position."""
+        options, position = self.options, self.position
+        two = position.stage == 2
+        last = self.epochs if two else options.stage_two.start_stage_two or self.epochs
+        length = (last - position.epoch) * self.problem.steps_per_epoch
+        if options.run.max_num_steps is not None:
+            length = min(length, options.run.max_num_steps - position.step)
+        weights = (
+            (
+                options.stage_two.stage_two_energy_weight,
+                options.stage_two.stage_two_forces_weight,
+                options.stage_two.stage_two_stress_weight,
+            )
+            if two
+            else (
+                options.loss.energy_weight,
+                options.loss.forces_weight,
+                options.loss.stress_weight,
+            )
+        )
+        energy, forces, stress = (weight or 0.0 for weight in weights)
+        return training.stage_state(
+            position.lr, position.step, length, (energy, forces, stress), self.dtype
+        )
+
+    def _stage_two_left(self) -> bool:
+        return self.options.stage_two.stage_two and self.position.stage == 1
+
+    def _stage_two_begins(self) -> bool:
+        position, start = self.position, self.options.stage_two.start_stage_two
+        patience = self.options.run.patience
+        waited = position.epoch - position.best_epoch
+        return position.epoch < self.epochs and (
+            (start is not None and position.epoch >= start)
+            or (patience is not None and waited >= patience)
+        )
+
+    def _begin_stage_two(self) -> None:
+        epoch = self.position.epoch
+        self.position = replace(
+            self.position,
+            stage=2,
+            lr=self.options.stage_two.stage_two_lr or self.position.lr,
+            best_loss=math.inf,
+            best_epoch=epoch,
+            plateau_loss=math.inf,
+            plateau_epoch=epoch,
+        )
+        self.state = replace(self.state, stage=self._stage())
+        self.progress.tell(f"second stage from epoch {epoch + 1}")
+
+    # ------------------------------------------------------------------------------ faults, times
+
+    def _check_finite(self) -> np.ndarray:
+        """The sum of the losses of this epoch; waits for the device.
+
+        Raises:
+            InputError: a step gave no finite loss or gradient; the state before it is saved.
+        """
+        loss_sum, bad = jax.device_get((self.state.loss_sum, self.state.bad_step))
+        if bad < 0:
+            return loss_sum
+        behind = self.position.step - int(bad)  # steps since then changed nothing
+        batch = self.position.batch - behind
+        indices = self.train.order(self.position.epoch)[batch]
+        self.position = replace(self.position, step=int(bad), batch=batch)
+        self.state = replace(self.state, bad_step=jnp.full((), -1, jnp.int32))
+        self.save()
+        frames = [self.train.items[i].frame.name for i in indices]
+        raise InputError(
+            f"the loss or its gradient is not a finite number at step {int(bad)} (epoch "
+            f"{self.position.epoch + 1}), with the batch of {_shorten(frames)}; look at these "
+            "structures, lower --lr or --clip_grad; the last good state is saved"
+        )
+
+    def _announce(self, what: str) -> Callable[[AtomGraph], None]:
+        return lambda graph: self.progress.tell(
+            f"compiling a step of {what} for {graph.num_structures} structures, "
+            f"{graph.num_atoms} atoms"
+        )
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self.begun
+
+    def _working(self) -> float:
+        """Seconds of this process that were not spent compiling."""
+        compiling = self.step.seconds + self.validation.seconds
+        return time.monotonic() - self.begun - compiling
+
+
+def _shorten(names: list[str], most: int = 8) -> str:
+    rest = len(names) - most
+    return "; ".join(names[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    same: Callable[[Any, Any], bool] = lambda a, b: bool(np.array_equal(a, b))  # noqa: E731
+    return jax.tree.all(jax.tree.map(same, jax.device_get(one), jax.device_get(other)))

@@ -1,0 +1,194 @@
+"""The folder of a run: what is in it, whether it may go on, and the history of its validations.
+
+runs/<name>/
+    config.yaml            every option, resolved; `eqnet train --config` takes it
+    data.json              digests of the files, the split, reference energies
+    metrics.jsonl, .csv    one row per validation
+    log.txt                what was printed
+    checkpoints/           to go on from
+    <name>.eqnet           the best weights by validation loss
+    <name>-last.eqnet      the weights of the last step
+    results.json           errors on the test structures
+    plots/, report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eqnet.errors import InputError
+from eqnet.options import TrainOptions, free_options
+
+
+class RunFolder:
+    """Names and files of one run."""
+
+    def __init__(self, work_dir: str | Path, name: str):
+        self.name = name
+        self.path = Path(work_dir) / name
+        self.config = self.path / "config.yaml"
+        self.data = self.path / "data.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.lock = self.path / "lock"
+        self.log = self.path / "log.txt"
+        self.results = self.path / "results.json"
+        self.best_model = self.path / f"{name}.eqnet"
+        self.last_model = self.path / f"{name}-last.eqnet"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    def check_free(self) -> None:
+        """Refuse a folder with other things in it, and one that cannot be made."""
+        if self.exists:
+            return
+        if self.path.exists() and (not self.path.is_dir() or self._foreign()):
+            raise InputError(
+                f"{self.path} exists and is no run of eqnet train; choose another --name"
+            )
+        parent = next(p for p in self.path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{self.path} cannot be made, {parent} is not writable: use --work_dir"
+            )
+
+    def _foreign(self) -> bool:
+        """A start that was killed leaves no more than a lock and a part of config.yaml."""
+        return any(p.name not in ("lock", "config.yaml.partial") for p in self.path.iterdir())
+
+    def check_same(self, options: TrainOptions, data: Mapping[str, Any]) -> None:
+        """Refuse to go on with other options or other data than the run began with.
+
+        Args:
+            options: resolved.
+            data: what `data.json` would hold; its "files" are compared.
+
+        Raises:
+            InputError: listing what differs.
+        """
+        before = read_yaml(self.config)
+        now, free = _plain(options.flat()), free_options(options)
+        different = [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in now
+            if before.get(name) != now.get(name) and name not in free
+        ]
+        if different:
+            raise InputError(
+                f"{self.path} holds a run with other options ({'; '.join(different)}): train under "
+                "another --name, or repeat the options of that run to go on with it"
+            )
+        try:
+            files = json.loads(self.data.read_text())["files"]
+        except (OSError, ValueError, KeyError):
+            files = data["files"]
+        for role in sorted({*files, *data["files"]}):
+            if files.get(role) != data["files"].get(role):
+                raise InputError(
+                    f"the {role} file is not the one that the run in {self.path} began with (its "
+                    "SHA-256 differs); train under another --name"
+                )
+
+    def write_config(self, options: TrainOptions, data: Mapping[str, Any]) -> None:
+        """Write config.yaml and data.json, the former last: with it, the run exists."""
+        write(self.data, json.dumps(data, indent=1) + "\n")
+        header = (
+            f"# eqnet {version('eqnet')}\n# again or further: eqnet train --config {self.config}\n"
+        )
+        write(self.config, header + yaml.safe_dump(_plain(options.flat()), sort_keys=False))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json."""
+        write(self.results, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+class History:
+    """metrics.jsonl and metrics.csv: a row per validation, none twice and none missing.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self._jsonl = folder / "metrics.jsonl"
+        self._csv = folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+
+    def restart(self, epoch: int) -> None:
+        """Keep the rows up to an epoch, those that the checkpoint in use knows of."""
+        rows = []
+        if self._jsonl.is_file():
+            for line in self._jsonl.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:  # cut short by a kill: a later epoch than the checkpoint's
+                    break
+        self.rows = [row for row in rows if row["epoch"] <= epoch]
+        if self.rows or rows:
+            write(self._jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._csv.unlink(missing_ok=True)
+            for row in self.rows:
+                self._append_csv(row)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; numbers that are not finite become null."""
+        row = {k: v if v == v and abs(v) != float("inf") else None for k, v in row.items()}
+        self.rows.append(row)
+        with self._jsonl.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._append_csv(row)
+
+    def _append_csv(self, row: dict[str, Any]) -> None:
+        new = not self._csv.exists()
+        with self._csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of names and values.
+
+    Raises:
+        InputError: it cannot be read or is something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where else ""
+        reason = getattr(error, "problem", None) or "it cannot be parsed"
+        raise InputError(f"{path}: no valid YAML{line} ({reason})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path} must hold lines of 'option: value'")
+    return content
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as YAML gives them back."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,0 +1,272 @@
+"""One step of training and one of validation: pure functions of a state, compiled ahead of time.
+
+What a step changes is one pytree on the device, donated to the step. The host sends batches and
+fetches numbers once per epoch; everything a step decides (learning rate, whether the loss is
+finite) is decided on the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from eqnet import losses
+from eqnet.graph import AtomGraph
+from eqnet.optimizer import course, ema_decay, optimizer
+from eqnet.options import LossOptions, OptimizerOptions
+from eqnet.potential import Potential
+
+if TYPE_CHECKING:
+    from eqnet.data.batches import Targets
+
+Weights = tuple[jax.Array, ...]  # of a potential, in the order of jax.tree.leaves
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StageState:
+    """What the host sets at the start of a stage, and at a plateau; a step only reads it."""
+
+    lr: jax.Array  # [] learning rate before the course within the stage
+    start: jax.Array  # [] int32, first step of the stage
+    length: jax.Array  # [] int32, steps of the stage
+    weights: jax.Array  # [3] of energy, forces and stress in the loss
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes."""
+
+    params: Weights
+    ema: Weights  # moving average of params; empty without one
+    opt_state: Any
+    step: jax.Array  # [] int32, steps done
+    stage: StageState
+    loss_sum: jax.Array  # [] sum of the losses of the steps of this epoch
+    rate: jax.Array  # [] learning rate of the last step
+    bad_step: jax.Array  # [] int32, first step without a finite loss and gradient, or -1
+    key: jax.Array  # [2] uint32, for models that draw random numbers: fold_in(key, step)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is, as the host counts it."""
+
+    step: int = 0
+    epoch: int = 0  # whole epochs
+    batch: int = 0  # steps into the next one
+    stage: int = 1
+    lr: float = 0.0  # before the course within the stage
+    best_loss: float = math.inf  # of the present stage
+    best_epoch: int = 0
+    plateau_loss: float = math.inf
+    plateau_epoch: int = 0
+    seconds: float = 0.0  # of all processes that worked on the run
+
+
+class Stop(NamedTuple):
+    """Why a run ends."""
+
+    reason: str  # in words
+    complete: bool  # whether nothing is left to do
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a fit, or of a part of it.
+
+    Attributes:
+        best: weights with the lowest validation loss of the last stage.
+        last: weights of the last step (their average, with ema).
+        position: where it ended.
+        history: rows of metrics.jsonl.
+        reason: why it ended, in words.
+        complete: whether nothing is left to do; not so after a wall-clock limit or a signal.
+        signal: number of the signal that ended it, or None.
+    """
+
+    best: Weights
+    last: Weights
+    position: Position
+    history: list[dict[str, Any]]
+    reason: str
+    complete: bool
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A potential and what to minimise: all that a step is made from.
+
+    Attributes:
+        potential: with its first weights, in the precision of the training.
+        loss: resolved options of the loss; its weights are in the state.
+        optimizer: resolved options of the optimiser.
+        steps_per_epoch: batches of an epoch.
+        stress: whether the stress is computed, for any frame that has one.
+    """
+
+    potential: Potential
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    steps_per_epoch: int
+    stress: bool = False
+
+    def weights(self) -> Weights:
+        """The weights of the potential."""
+        return tuple(jax.tree.leaves(nnx.state(self.potential)))
+
+    def with_weights(self, weights: Weights) -> Potential:
+        """A copy of the potential with other weights."""
+        graphdef, params = nnx.split(self.potential)
+        return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), weights))
+
+    def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
+        """The pure function from weights and a batch to the sums of its errors."""
+        graphdef, params = nnx.split(self.potential)
+        structure = jax.tree.structure(params)
+        measure = losses.measure(self.loss.loss, self.loss.huber_delta)
+        stress = self.stress
+
+        def sums(weights: Weights, graph: AtomGraph, targets: Targets) -> losses.Sums:
+            potential = nnx.merge(graphdef, jax.tree.unflatten(structure, weights))
+            prediction = potential.predict(graph, stress=stress)
+            return losses.sums(prediction, graph, targets, measure)
+
+        return sums
+
+
+def first_state(problem: Problem, stage: StageState, seed: int) -> TrainState:
+    """The state before the first step."""
+
+    def make(params: Weights, stage: StageState) -> TrainState:
+        zero = jnp.zeros((), params[0].dtype)
+        return TrainState(
+            params=params,
+            ema=params if problem.optimizer.ema else (),
+            opt_state=optimizer(problem.optimizer).init(params),
+            step=jnp.zeros((), jnp.int32),
+            stage=stage,
+            loss_sum=zero,
+            rate=zero,
+            bad_step=jnp.full((), -1, jnp.int32),
+            key=jax.random.key_data(jax.random.key(seed)),
+        )
+
+    return copied(jax.jit(make)(problem.weights(), stage))
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """The same arrays in buffers of their own, which may be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def stage_state(
+    lr: float, start: int, length: int, weights: tuple[float, float, float], dtype: Any
+) -> StageState:
+    """The numbers of a stage as arrays."""
+    return StageState(
+        lr=jnp.asarray(lr, dtype),
+        start=jnp.asarray(start, jnp.int32),
+        length=jnp.asarray(length, jnp.int32),
+        weights=jnp.asarray(weights, dtype),
+    )
+
+
+def train_step(problem: Problem) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
+    """The pure function of one step.
+
+    A loss or gradient that is not finite leaves weights, average and optimiser as they were, then
+    and in every later step, and its step is recorded: the host finds the last good state.
+    """
+    sums, direction, options = problem.sums(), optimizer(problem.optimizer), problem.optimizer
+
+    def step(state: TrainState, graph: AtomGraph, targets: Targets) -> TrainState:
+        stage = state.stage
+
+        def objective(params: Weights) -> jax.Array:
+            return losses.total(sums(params, graph, targets), stage.weights)
+
+        loss, gradient = jax.value_and_grad(objective)(state.params)
+        updates, opt_state = direction.update(gradient, state.opt_state, state.params)
+        done = state.step - stage.start
+        rate = course(options, problem.steps_per_epoch, done, stage.length, stage.start == 0)
+        rate = stage.lr * rate.astype(stage.lr.dtype)
+        params = jax.tree.map(lambda w, u: w + rate * u, state.params, updates)
+        ema = state.ema
+        if options.ema:
+            keep = ema_decay(state.step.astype(rate.dtype), options.ema_decay or 0.0)
+            ema = jax.tree.map(lambda a, w: keep * a + (1 - keep) * w, state.ema, params)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+        bad = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+
+        def choose(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(bad < 0, n, o), new, old)
+
+        return TrainState(
+            params=choose(params, state.params),
+            ema=choose(ema, state.ema),
+            opt_state=choose(opt_state, state.opt_state),
+            step=choose(state.step + 1, state.step),
+            stage=stage,
+            loss_sum=choose(state.loss_sum + loss, state.loss_sum),
+            rate=rate,
+            bad_step=bad,
+            key=state.key,
+        )
+
+    return step
+
+
+class Program:
+    """A function of (something, graph, targets), compiled once for each shape of the batch.
+
+    Attributes:
+        compilations: how many there have been.
+        seconds: spent in them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        donate: bool = False,
+        announce: Callable[[AtomGraph], None] = lambda graph: None,
+    ):
+        self._jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._announce = announce
+        self.compilations = 0
+        self.seconds = 0.0
+
+    def __call__(self, first: Any, graph: AtomGraph, targets: Targets) -> Any:
+        """The value of the function; the first argument is lost if it is donated."""
+        key = (*graph.positions.shape, *graph.cell.shape, *graph.neighbors.shape, *graph.rows.shape)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            self._announce(graph)
+            start = time.perf_counter()
+            compiled = self._jitted.lower(first, graph, targets).compile()
+            self._compiled[key] = compiled
+            self.compilations += 1
+            self.seconds += time.perf_counter() - start
+        return compiled(first, graph, targets)
+
+
+def add_up(found: list[losses.Sums]) -> losses.Sums:
+    """The sums of many batches, in float64 on the host; waits for the device."""
+    fetched = jax.device_get(found)
+    return losses.Sums(
+        *(np.sum(np.asarray(x, np.float64), axis=0) for x in zip(*fetched, strict=True))
+    )

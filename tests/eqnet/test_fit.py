@@ -1,0 +1,229 @@
+"""The loop: exact resume from anywhere, stages, plateaus, limits and signals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+
+from eqnet.fit import Fit
+from eqnet.training import Outcome
+
+TIMES = ("wall_s", "structures_per_s", "compilations")
+
+
+def rows(folder: Path) -> list[dict]:
+    """The history without what depends on the clock and on the process."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def assert_same_end(one: Outcome, other: Outcome) -> None:
+    for a, b in zip((*one.last, *one.best), (*other.last, *other.best), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert one.position.step == other.position.step
+    assert one.position.best_epoch == other.position.best_epoch
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(fit: Fit, steps: int) -> None:
+    """Make the fit die, without any last words, after some more steps."""
+    step, left = fit.step, [steps]
+
+    def dying(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return step(*args)
+
+    dying.compilations, dying.seconds = 0, 0.0  # type: ignore[attr-defined]
+    fit.step = dying  # type: ignore[assignment]
+
+
+BASES = {
+    "cosine": dict(warmup_steps=3),
+    "plateau": dict(scheduler="plateau", scheduler_patience=1, lr_factor=0.5, lr=0.05),
+    "stage two": dict(stage_two=True, start_stage_two=2, eval_interval=2, optimizer="amsgrad"),
+    "float64": dict(default_dtype="float64", ema=False, loss="huber"),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_resume_is_exact_wherever_it_died(tmp_path: Path, name: str) -> None:
+    """Checkpoints at other moments, deaths between them: the same bits and the same history."""
+    with jax.enable_x64(name == "float64"):
+        check_resume(tmp_path, name)
+
+
+def check_resume(tmp_path: Path, name: str) -> None:
+    values = {"max_num_epochs": 4, **BASES[name]}
+    unbroken = small_run.fit(tmp_path / "unbroken", small_run.options(**values)).run()
+    assert unbroken.complete and unbroken.position.step == 16
+    broken = small_run.options(**values, checkpoint_interval=0.0)
+    for steps in (1, 4, 6) if name == "cosine" else (6,):
+        fit = small_run.fit(tmp_path / "broken", broken)
+        kill_after(fit, steps)
+        with pytest.raises(Killed):
+            fit.run()
+    end = small_run.fit(tmp_path / "broken", broken).run()
+    assert end.complete
+    assert_same_end(unbroken, end)
+    assert rows(tmp_path / "unbroken") == rows(tmp_path / "broken")
+    with (tmp_path / "broken" / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in table] == [r["epoch"] for r in rows(tmp_path / "broken")]
+
+
+def test_history_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    """Work after the last checkpoint is done again, and its rows are not written twice."""
+    chosen = small_run.options(max_num_epochs=6, checkpoint_interval=1e9)
+    unbroken = small_run.fit(tmp_path / "unbroken", chosen).run()
+    fit = small_run.fit(tmp_path / "broken", chosen)
+    kill_after(fit, 18)  # in the fifth epoch, with nothing saved but the start
+    with pytest.raises(Killed):
+        fit.run()
+    assert len(rows(tmp_path / "broken")) == 4
+    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "st')  # killed while writing
+    end = small_run.fit(tmp_path / "broken", chosen).run()
+    assert_same_end(unbroken, end)
+    assert rows(tmp_path / "unbroken") == rows(tmp_path / "broken")
+
+
+def test_damaged_newest_checkpoint_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    chosen = small_run.options(max_num_epochs=4, checkpoint_interval=0.0)
+    unbroken = small_run.fit(tmp_path / "unbroken", chosen).run()
+    fit = small_run.fit(tmp_path / "broken", chosen)
+    kill_after(fit, 9)
+    with pytest.raises(Killed):
+        fit.run()
+    newest = tmp_path / "broken" / "checkpoints" / f"{fit.checkpoints.steps()[-1]:09d}"
+    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    largest.write_bytes(largest.read_bytes()[:-7])
+    again = small_run.fit(tmp_path / "broken", chosen)
+    end = again.run()
+    assert "is damaged" in again.progress.console.file.getvalue()  # type: ignore[attr-defined]
+    assert_same_end(unbroken, end)
+    assert rows(tmp_path / "unbroken") == rows(tmp_path / "broken")
+
+
+def test_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    chosen = small_run.options(max_num_epochs=5)
+    unbroken = small_run.fit(tmp_path / "unbroken", chosen).run()
+    fit = small_run.fit(tmp_path / "broken", chosen)
+    step, calls = fit.step, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    interrupted.compilations, interrupted.seconds = 0, 0.0  # type: ignore[attr-defined]
+    fit.step = interrupted  # type: ignore[assignment]
+    end = fit.run()
+    assert (end.signal, end.complete, end.position.step) == (signal.SIGTERM, False, 7)
+    assert fit.checkpoints.steps()[-1] == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_same_end(unbroken, small_run.fit(tmp_path / "broken", chosen).run())
+
+
+def test_wall_clock_limit_ends_cleanly_and_can_go_on(tmp_path: Path) -> None:
+    unbroken = small_run.fit(tmp_path / "unbroken", small_run.options(max_num_epochs=3)).run()
+    short = small_run.options(max_num_epochs=3, max_minutes=1e-6)
+    end = small_run.fit(tmp_path / "broken", short).run()
+    assert (end.complete, end.position.step, end.signal) == (False, 1, None)
+    assert [row["epoch"] for row in end.history] == [1]  # validated, so that there is a best
+    end = small_run.fit(tmp_path / "broken", small_run.options(max_num_epochs=3)).run()
+    assert_same_end(unbroken, end)
+    assert rows(tmp_path / "unbroken") == rows(tmp_path / "broken")
+
+
+def test_number_of_steps_ends_within_an_epoch(tmp_path: Path) -> None:
+    end = small_run.fit(tmp_path, small_run.options(max_num_epochs=9, max_num_steps=6)).run()
+    assert (end.complete, end.position.step, end.position.batch) == (True, 6, 2)
+    assert [(row["epoch"], row["step"]) for row in end.history] == [(1, 4), (2, 6)]
+    cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * 5 / 6))  # the schedule ends there, too
+    assert end.history[-1]["lr"] == pytest.approx(0.01 * cosine, rel=1e-5)
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
+    common = dict(scheduler="constant", optimizer="adamw")
+    whole = small_run.fit(tmp_path / "a", small_run.options(max_num_epochs=5, **common)).run()
+    small_run.fit(tmp_path / "b", small_run.options(max_num_epochs=2, **common)).run()
+    end = small_run.fit(tmp_path / "b", small_run.options(max_num_epochs=5, **common)).run()
+    assert_same_end(whole, end)
+
+
+def test_second_stage_has_its_own_weights_and_rate(tmp_path: Path) -> None:
+    chosen = small_run.options(
+        max_num_epochs=6, stage_two=True, start_stage_two=4, stage_two_lr=0.002, lr_final=0.1
+    )
+    fit = small_run.fit(tmp_path, chosen)
+    end = fit.run()
+    np.testing.assert_array_equal(fit.state.stage.weights, [1000.0, 100.0, 0.0])
+    by_epoch = {row["epoch"]: row["lr"] for row in end.history}
+
+    def cosine(step: int, steps: int) -> float:
+        return 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * step / steps))
+
+    assert by_epoch[4] == pytest.approx(0.01 * cosine(15, 16), rel=1e-5)
+    assert by_epoch[5] == pytest.approx(0.002 * cosine(3, 8), rel=1e-5)
+    assert by_epoch[6] == pytest.approx(0.002 * cosine(7, 8), rel=1e-5)
+    assert end.position.best_epoch > 4  # losses of different stages are not compared
+
+
+def test_patience_begins_the_second_stage_then_ends_the_run(tmp_path: Path) -> None:
+    chosen = small_run.options(
+        max_num_epochs=40, patience=2, stage_two=True, start_stage_two=30, lr=1e-12,
+        stage_two_lr=1e-12, scheduler="constant", ema=False,
+    )  # fmt: skip
+    end = small_run.fit(tmp_path, chosen).run()  # nothing improves: weights do not move
+    assert end.reason == "no better validation loss for 2 epochs"
+    assert end.position.stage == 2
+    assert end.position.epoch < 12
+
+
+def test_best_weights_are_those_of_the_best_row(tmp_path: Path) -> None:
+    fit = small_run.fit(
+        tmp_path, small_run.options(max_num_epochs=9, lr=0.4, ema=False, scheduler="constant")
+    )
+    end = fit.run()
+    losses = [row["valid_loss"] for row in end.history]
+    assert end.position.best_epoch == 1 + int(np.argmin(losses))
+    assert end.position.best_loss == min(losses) < losses[-1]
+    fit.state = replace(fit.state, params=end.best)
+    fit._validate()
+    assert fit.history.rows[-1]["valid_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_validation_errors_equal_those_of_single_predictions(tmp_path: Path, x64: None) -> None:
+    """Against one structure at a time, unpacked, with the total energies of the frames."""
+    from eqnet.data.batches import pack
+
+    fit = small_run.fit(tmp_path, small_run.options(max_num_epochs=1, default_dtype="float64"))
+    row = fit.run().history[-1]
+    potential = fit.problem.with_weights(fit.best)
+    energies, forces = [], []
+    for item in fit.valid.items:
+        graph = pack([item], dtype=np.float64)
+        found = potential.predict(graph)
+        total = float(np.sum(found.node_energy)) + potential.reference_energy(item.species)
+        assert item.frame.energy is not None and item.frame.forces is not None
+        energies.append((total - item.frame.energy) / 3)
+        forces.append(np.asarray(found.forces)[np.asarray(graph.atom_mask)] - item.frame.forces)
+    for name, errors in (("energy_per_atom", energies), ("forces", forces)):
+        values = np.ravel(errors)
+        assert row[f"{name}_mae"] == pytest.approx(1000 * np.mean(np.abs(values)), rel=1e-7)
+        assert row[f"{name}_rmse"] == pytest.approx(1000 * np.sqrt(np.mean(values**2)), rel=1e-7)
