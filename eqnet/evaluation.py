@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from flax import nnx
 from eqnet.data.frame import Frame
 from eqnet.data.items import Item, make_item, species_of
 from eqnet.data.packing import Shape, holds, pack, shape_of
+from eqnet.device import Device, computing, find_device, find_dtype
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.potential import Potential, Prediction
@@ -38,6 +38,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     dtype: str = "float32",
+    device: str | Device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """Energy, forces and, where a structure is periodic in all axes, stress of every frame.
@@ -50,25 +51,28 @@ def evaluate(
         frames: structures in any order; their labels are not looked at.
         batch_size: most structures at a time; fewer where they are large.
         dtype: "float32" or "float64", of everything on the device.
+        device: None for JAX's default, or a name such as "cpu", "gpu", "cuda:1".
         progress: called with (structures done, structures in all) after each batch.
 
     Returns:
         One answer per frame, in their order.
 
     Raises:
-        InputError: an element that the potential does not know, or atoms on top of each other.
+        InputError: an element that the potential does not know, atoms on top of each other, no such
+            device, or not enough memory on it.
     """
-    if dtype not in ("float32", "float64"):
-        raise InputError(f"dtype must be float32 or float64, not {dtype}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     for frame in frames:  # before any work
         species_of(frame, potential.elements)
     answers: dict[int, Answer] = {}
-    with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+    place, precision = find_device(device), find_dtype(dtype)
+    task = f"{batch_size} structures at a time (batch_size)"
+    with computing(place, double=dtype == "float64", what=task):
         graphdef, params = nnx.split(potential)
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        for batch in _ahead(_batches(potential, frames, batch_size, np.dtype(dtype))):
+        params = jax.tree.map(lambda x: np.asarray(x).astype(precision), params)
+        params = jax.device_put(params, place)
+        for batch in _ahead(_batches(potential, frames, batch_size, precision)):
             stress = any(item.frame.volume > 0 for item in batch.items)
             prediction = _predict(graphdef, params, batch.graph, stress=stress)
             found = _unpack(potential, batch.items, jax.device_get(prediction))

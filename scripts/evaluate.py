@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,14 +57,14 @@ class EvaluateOptions:
     """Name of the virials in the file (eV)."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision on the device."""
+    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    """Device to run on."""
     batch_size: int = 32
     """Most structures at a time; fewer where they are large."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    import sys
-
     from eqnet.scripts.command_line import parse
 
     options = parse(EvaluateOptions, sys.argv[1:] if argv is None else argv, command="evaluate")
@@ -114,16 +115,20 @@ def _check(options: EvaluateOptions) -> None:
 
 def _answers(options: EvaluateOptions, dataset: Dataset, console: Console) -> list[Answer]:
     """The potential's answers, every one of them finite."""
+    from eqnet.device import computing, find_device
     from eqnet.evaluation import evaluate
     from eqnet.model_file import load
 
-    potential = load(options.model, dtype=options.dtype)
+    device = find_device(options.device)
+    with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
+        potential = load(options.model, dtype=options.dtype)
     with _progress(console) as progress:
         answers = evaluate(
             potential,
             dataset.frames,
             batch_size=options.batch_size,
             dtype=options.dtype,
+            device=device,
             progress=progress,
         )
     for frame, answer in zip(dataset.frames, answers, strict=True):
@@ -240,3 +245,9 @@ def _report(
             "timing": {"evaluation": f"{seconds:.1f} s"},
         },
     )
+
+
+if __name__ == "__main__":
+    from eqnet.scripts import run
+
+    sys.exit(run("evaluate"))

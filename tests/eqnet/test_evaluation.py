@@ -100,7 +100,7 @@ def test_unknown_element(potential):
         evaluate(potential, [frame])
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"batch_size": 0}])
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"batch_size": 0}, {"device": "abacus"}])
 def test_bad_options(potential, mixture, options):
     with pytest.raises(InputError, match=next(iter(options))):
         evaluate(potential, mixture, **options)
