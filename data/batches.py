@@ -14,12 +14,12 @@ from eqnet.data.packing import (
     Shape,
     Targets,
     choose_slots,
-    fit,
     holds,
     ladder,
     make_shape,
     pack,
     pack_targets,
+    shape_of,
     targets,
 )
 from eqnet.errors import InputError
@@ -31,7 +31,7 @@ __all__ = [
     "Shape",
     "Targets",
     "choose_slots",
-    "fit",
+    "shape_of",
     "ladder",
     "make_item",
     "make_items",
@@ -43,7 +43,8 @@ __all__ = [
 Batch = tuple[AtomGraph, Targets]
 
 _SAMPLE = 2000  # batches looked at when the shapes are chosen
-_ROOM = 0.06  # padding of rows that is left alone rather than compiling one more shape
+_WASTE = 0.2  # padding of slots that is left alone rather than compiling one more shape
+_ROOM = 0.03  # the same for padding of rows
 
 
 class Loader:
@@ -68,7 +69,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         dtype: DTypeLike = np.float32,
-        max_shapes: int = 5,
+        max_shapes: int = 6,
         prefetch: int = 4,
     ) -> None:
         """Choose the shapes and lay out the rows.
@@ -190,26 +191,31 @@ class Loader:
             n, r = int(atoms[0]), int(rows[0])
             self._planned = [Shape(n, self.batch_size, r + spare, slots, split)]
         else:
-            limits = _limits(rows, max_shapes)
-            bins = np.searchsorted(limits, rows)
+            enough = max(int(rows.sum()) * (1 + _ROOM), edges / slots / (1 - _WASTE))
+            limits = _limits(rows + spare, enough, max_shapes)
+            bins = np.searchsorted(limits, rows + spare)
             tops = np.maximum.accumulate([atoms[bins <= i].max() for i in range(len(limits))])
-            self._planned = [
-                make_shape(int(n), int(r), self.batch_size, slots, split)
-                for n, r in zip(tops, limits, strict=True)
-            ]
+            sizes = zip(limits if split == 1 else map(_round, tops), limits, strict=True)
+            self._planned = [Shape(int(n), self.batch_size, r, slots, split) for n, r in sizes]
         self.shapes = list(self._planned)
         taken = sum(self._shape(batch).rows * slots for batch in batches)
         self.waste = 1.0 - edges / taken
 
 
-def _limits(sizes: np.ndarray, most: int) -> list[int]:
+def _round(size: int) -> int:
+    """Next size on a fine ladder, steps of 2 to 3 %, so that unseen batches fit too."""
+    step = 1 << max(0, (max(int(size), 1) - 1).bit_length() - 6)
+    return -(-size // step) * step
+
+
+def _limits(sizes: np.ndarray, enough: float, most: int) -> list[int]:
     """Few upper limits, ascending, such that rounding the sizes up to them adds least.
 
-    Dynamic programming over the ladder; a limit more must take away enough padding to be worth
-    its compilation.
+    Dynamic programming over the values that occur, from one limit on until the rounded sizes add up
+    to no more than `enough`.
     """
-    values, times = np.unique([ladder(int(s)) for s in sizes], return_counts=True)
-    m, total = len(values), float((values * times).sum())
+    values, times = np.unique([_round(int(s)) for s in sizes], return_counts=True)
+    m = len(values)
     before = np.concatenate([[0], np.cumsum(times)])
     cost = np.full((most + 1, m + 1), np.inf)
     cost[0, 0] = 0.0
@@ -219,7 +225,7 @@ def _limits(sizes: np.ndarray, most: int) -> list[int]:
             trial = cost[k - 1, :end] + values[end - 1] * (before[end] - before[:end])
             cut[k, end] = int(np.argmin(trial))
             cost[k, end] = trial[cut[k, end]]
-    count = next((k for k in range(1, most + 1) if cost[k, m] <= total * (1 + _ROOM)), None)
+    count = next((k for k in range(1, most + 1) if cost[k, m] <= enough), None)
     count = int(np.argmin(cost[:, m])) if count is None else count
     limits, end = [], m
     for k in range(count, 0, -1):

@@ -1,7 +1,7 @@
 """Item: a frame with its neighbours, found once and laid out in rows, ready to be packed.
 
-A row holds K slots; an atom with more neighbours than that has several rows. The rows of an item are
-laid out once for the K of the data set, so that packing a batch is nothing but copying.
+A row holds K slots; an atom with more neighbours than that has several rows. The rows of an item
+are laid out once for the K of the data set, so that packing a batch is nothing but copying.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Item:
     offset: np.ndarray  # [n, 3] float64: frame.positions - positions
     cell: np.ndarray  # [3, 3] float64, zero rows where not periodic
     species: np.ndarray  # [n] int32, index into the elements of the model
-    edges: Neighbors  # of the moved positions
+    neighbors: Neighbors  # of the moved positions
     counts: np.ndarray  # [n] int32, neighbours of each atom
     _rows: tuple[int, Rows] | None = field(default=None, repr=False)
 
@@ -54,7 +54,7 @@ class Item:
     @property
     def num_edges(self) -> int:
         """Directed edges of the structure."""
-        return len(self.edges.centers)
+        return len(self.neighbors.centers)
 
     def num_rows(self, slots: int) -> int:
         """Rows that the structure takes with this many slots in a row."""
@@ -63,7 +63,7 @@ class Item:
     def rows(self, slots: int) -> Rows:
         """Neighbours in rows of this many slots; kept until another number is asked for."""
         if self._rows is None or self._rows[0] != slots:
-            self._rows = (slots, _lay_out(self.edges, self.counts, slots))
+            self._rows = (slots, _lay_out(self.neighbors, self.counts, slots))
         return self._rows[1]
 
     def with_positions(self, positions: np.ndarray) -> Item:

@@ -38,7 +38,7 @@ WEIGHTS = {label: f"config_{label}_weight" for label in UNITS}
 
 @dataclass(frozen=True)
 class Keys:
-    """Names under which a file holds its labels; None looks in REF_*, ASE's calculator, known names."""
+    """Names of the labels in a file; None looks in REF_*, ASE's calculator, well-known names."""
 
     energy: str | None = None
     forces: str | None = None

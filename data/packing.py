@@ -16,8 +16,9 @@ from eqnet.graph import AtomGraph
 
 Array = Any  # numpy on the host, jax on the device
 
-SLOT_STEP = 4  # slots of a row come in multiples of this
-SPLIT_COST = 0.1  # part of the slots that splitting rows must save before it pays
+SLOT_STEP = 2  # slots of a row come in multiples of this
+MIN_SPLIT = 6  # fewest slots of a row where atoms have several
+ROW_COST = 0.25  # a row, and a place in the sum over rows, costs so many slots (training, 2 cores)
 
 
 class Shape(NamedTuple):
@@ -53,8 +54,7 @@ def ladder(size: int) -> int:
 def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     """Slots K of a row, and rows S of an atom, for structures with these neighbour counts.
 
-    K makes the number of slots, padding included, smallest. Rows are split only where that saves
-    clearly, because the rows of an atom must be added up again.
+    K makes slots, padding included, plus a small cost for every row smallest.
     """
     values, times = np.unique(np.concatenate([*counts, [0]]), return_counts=True)
     top = max(int(values[-1]), 1)
@@ -62,14 +62,15 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     for slots in range(SLOT_STEP, top + SLOT_STEP, SLOT_STEP):
         rows = rows_per_atom(values, slots)
         split = int(rows[-1])
-        cost = float((rows * times).sum() * slots)
-        if split > 1:
-            cost = cost * (1 + SPLIT_COST) + times.sum() * split
-        best = min(best, (cost, slots, split))
+        if split > 1 and slots < MIN_SPLIT:
+            continue
+        cost = (rows * times).sum() * (slots + ROW_COST)
+        cost += times.sum() * split * ROW_COST * (split > 1)
+        best = min(best, (float(cost), slots, split))
     return best[1], best[2]
 
 
-def fit(items: Sequence[Item]) -> Shape:
+def shape_of(items: Sequence[Item]) -> Shape:
     """Smallest shape of the ladder that holds these structures."""
     slots, split = choose_slots(item.counts for item in items)
     atoms = sum(item.num_atoms for item in items)
@@ -102,7 +103,7 @@ def pack(
     Raises:
         InputError: the structures do not fit into the shape.
     """
-    shape = fit(items) if shape is None else shape
+    shape = shape_of(items) if shape is None else shape
     _check_fit(items, shape)
     graph = _padding(shape, np.dtype(dtype))
     slots = shape.slots
