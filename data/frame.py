@@ -49,7 +49,7 @@ class Frame:
 
 
 def to_atoms(frame: Frame) -> Atoms:
-    """Make ASE atoms from which `read` makes the same frame: labels under REF_*, weights, the rest."""
+    """Make ASE atoms that `read` turns into the same frame: labels are under REF_*."""
     from ase import Atoms
 
     atoms = Atoms(frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)

@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     reverse: np.ndarray  # [r, K] int32, flat slot of the reverse edge; itself in empty slots
     filled: np.ndarray  # [r] int32, slots in use: the first ones of a row
     first: np.ndarray  # [n] int32, first row of each atom
-    count: np.ndarray  # [n] int32, rows of each atom, at least one
+    per_atom: np.ndarray  # [n] int32, rows of each atom, at least one
 
 
 @dataclass(eq=False)

@@ -54,7 +54,8 @@ class Source(NamedTuple):
     virial: bool = False
 
 
-class LabelRow(NamedTuple):
+@dataclass(frozen=True)
+class LabelRow:
     """One line of the table shown before training."""
 
     label: str
@@ -100,7 +101,7 @@ def label_frames(
         if sources[label] is None:
             raise InputError(_absent(label, values, file))
     energy = sources["energy"]
-    if keys.energy is None and energy == Source("energy", CALCULATOR):
+    if keys.energy is None and energy is not None and energy == Source("energy", CALCULATOR):
         sources["energy"] = _force_consistent(values, energy, notes)
     frames = [
         _frame(atoms, index, file, len(images), values[index], sources)

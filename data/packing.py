@@ -18,7 +18,8 @@ Array = Any  # numpy on the host, jax on the device
 
 SLOT_STEP = 2  # slots of a row come in multiples of this
 MIN_SPLIT = 6  # fewest slots of a row where atoms have several
-ROW_COST = 0.25  # a row, and a place in the sum over rows, costs so many slots (training, 2 cores)
+MAX_WASTE = 0.2  # padding of rows that is taken for their convenience
+ROW_COST = 0.5  # a row, and a place in the sum over rows, costs so many slots (training, 2 cores)
 
 
 class Shape(NamedTuple):
@@ -54,11 +55,12 @@ def ladder(size: int) -> int:
 def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     """Slots K of a row, and rows S of an atom, for structures with these neighbour counts.
 
-    K makes slots, padding included, plus a small cost for every row smallest.
+    K makes slots, padding included, plus a small cost for every row smallest, as long as no more
+    than a fifth of the slots is padding.
     """
     values, times = np.unique(np.concatenate([*counts, [0]]), return_counts=True)
     top = max(int(values[-1]), 1)
-    best = (np.inf, 0, 0)
+    best = (np.inf, np.inf, 0, 0)
     for slots in range(SLOT_STEP, top + SLOT_STEP, SLOT_STEP):
         rows = rows_per_atom(values, slots)
         split = int(rows[-1])
@@ -66,8 +68,9 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
             continue
         cost = (rows * times).sum() * (slots + ROW_COST)
         cost += times.sum() * split * ROW_COST * (split > 1)
-        best = min(best, (float(cost), slots, split))
-    return best[1], best[2]
+        waste = 1 - (values * times).sum() / ((rows * times).sum() * slots)
+        best = min(best, (max(float(waste), MAX_WASTE), float(cost), slots, split))
+    return best[2], best[3]
 
 
 def shape_of(items: Sequence[Item]) -> Shape:
@@ -124,7 +127,7 @@ def pack(
             graph.centers[rows] = layout.centers + atom
             of_atom = np.arange(shape.rows_per_atom)
             mine = (layout.first + row)[:, None] + of_atom
-            graph.rows[atoms] = np.where(of_atom < layout.count[:, None], mine, shape.rows - 1)
+            graph.rows[atoms] = np.where(of_atom < layout.per_atom[:, None], mine, shape.rows - 1)
         atom, row = atoms.stop, rows.stop
     graph.atom_mask[:atom] = True
     graph.structure_mask[: len(items)] = True
@@ -158,7 +161,7 @@ def _padding(shape: Shape, dtype: np.dtype) -> AtomGraph:
 def _check_fit(items: Sequence[Item], shape: Shape) -> None:
     atoms = sum(item.num_atoms for item in items)
     rows = sum(len(item.rows(shape.slots).centers) for item in items)
-    split = max((int(item.rows(shape.slots).count.max()) for item in items), default=0)
+    split = max((int(item.rows(shape.slots).per_atom.max()) for item in items), default=0)
     fits = holds(shape, atoms, rows) and split <= shape.rows_per_atom
     if not items or len(items) > shape.structures or not fits:
         raise InputError(
