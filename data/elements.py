@@ -1,4 +1,4 @@
-"""Names of the elements, for messages and tables."""
+"""Names and sizes of the elements."""
 
 from __future__ import annotations
 
@@ -10,3 +10,10 @@ def symbol(number: int) -> str:
     if 0 < number < len(chemical_symbols):
         return chemical_symbols[number]
     return f"Z = {number}"
+
+
+def covalent_radius(number: int) -> float:
+    """Covalent radius in angstrom (Cordero et al. 2008)."""
+    from ase.data import covalent_radii
+
+    return float(covalent_radii[number])

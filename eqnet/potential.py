@@ -1,8 +1,8 @@
 """From atomic energies to a potential: scale, repulsion, and one gradient for forces and stress.
 
-The device computes only what is learned (plus the repulsion). The energies of isolated atoms and the
-shift of each element are sums of constants: the host adds them in float64, so that float32 keeps its
-digits for the interaction.
+The device computes only what is learned (plus the repulsion). The energies of isolated atoms and
+the shift of each element are sums of constants: the host adds them in float64, so that float32
+keeps its digits for the interaction.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
-from eqnet.graph import sum_structures
+from eqnet.data.elements import covalent_radius
+from eqnet.graph import (
+    AtomGraph,
+    displacements,
+    gather_centers,
+    gather_neighbors,
+    sum_rows,
+    sum_structures,
+)
 from eqnet.layers import polynomial_cutoff
 from eqnet.so3 import HIGHEST
 
@@ -37,17 +44,15 @@ class Prediction(NamedTuple):
 
 
 def zbl_repulsion(graph: AtomGraph, elements: Sequence[int], cutoff: float) -> jax.Array:
-    """Screened nuclear repulsion of Ziegler, Biersack and Littmark (1985), half to each atom, [N] eV.
+    """Screened nuclear repulsion, half to each atom, [N] eV (Ziegler, Biersack, Littmark 1985).
 
     Each pair is switched off smoothly at the sum of the covalent radii (at most the cutoff).
     """
-    from ase.data import covalent_radii
-
     vectors = displacements(graph)
     distance = jnp.linalg.norm(vectors, axis=-1)
     dtype = distance.dtype
     charges = jnp.asarray(elements, dtype)[jnp.asarray(graph.species)]
-    radii = jnp.asarray([covalent_radii[z] for z in elements], dtype)[jnp.asarray(graph.species)]
+    radii = jnp.asarray([covalent_radius(z) for z in elements], dtype)[jnp.asarray(graph.species)]
     pair = [
         (gather_centers(v, graph)[:, None], gather_neighbors(v, graph)) for v in (charges, radii)
     ]

@@ -1,8 +1,9 @@
 """MACE: higher-order equivariant message passing (Batatia et al., NeurIPS 2022, arXiv:2206.07697).
 
-Each layer sums one convolution over the neighbours into the atomic basis A, raises A to powers up to
-`correlation` (many-body features without many-body sums) and mixes channels. The function is that of
-mace-torch 0.3's ScaleShiftMACE; scale, shift and isolated-atom energies live in `Potential`.
+Each layer sums one convolution over the neighbours into the atomic basis A, raises A to powers up
+to `correlation` (many-body features without many-body sums) and mixes channels. The function is
+that of mace-torch 0.3's ScaleShiftMACE; scale, shift and isolated-atom energies live in
+`Potential`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Interaction(nnx.Module):
         basis: jax.Array,
         graph: AtomGraph,
     ) -> tuple[IrrepsArray, IrrepsArray | None]:
-        """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out] and the residual."""
+        """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out], residual."""
         message = self.convolve(self.product, self.up(x), harmonics, self.radial(basis), graph)
         message = self.down(message)
         message = IrrepsArray(message.irreps, message.array / self.avg_num_neighbors)

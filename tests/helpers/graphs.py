@@ -55,7 +55,8 @@ def make_graph(
     cutoff: float,
     *,
     extra_atoms: int = 0,
-    extra_slots: int = 0,
+    groups: int | None = None,
+    width: int | None = None,
     slots: int | None = None,
     dtype: type = np.float64,
 ) -> AtomGraph:
@@ -66,14 +67,15 @@ def make_graph(
         elements: atomic numbers of the model.
         cutoff: angstrom.
         extra_atoms: padding atoms, in a padding structure of their own.
-        extra_slots: padding slots at the end of every row.
+        groups: number of structures, padding included.
+        width: slots per row, padding included; the longest row if not given.
         slots: split rows longer than this into several.
         dtype: of positions and cell.
     """
     positions = np.concatenate([s.positions for s in structures])
     numbers = np.concatenate([s.numbers for s in structures])
     real, total = len(numbers), len(numbers) + extra_atoms
-    groups = len(structures) + (extra_atoms > 0)
+    groups = groups or len(structures) + (extra_atoms > 0)
     per_atom: list[list[tuple[int, tuple]]] = [[] for _ in range(total)]
     start = 0
     for s in structures:
@@ -81,11 +83,11 @@ def make_graph(
             per_atom[start + i].append((start + j, shift))
         start += len(s.numbers)
     longest = max(1, *(len(p) for p in per_atom))
-    width = min(longest, slots or longest)
-    rows_of = [max(1, -(-len(p) // width)) for p in per_atom]
+    full = min(longest, slots or longest)
+    width = width or full
+    rows_of = [max(1, -(-len(p) // full)) for p in per_atom]
     several = max(rows_of)
     num_rows = total if several == 1 else sum(rows_of) + 1
-    width += extra_slots
     # Every slot starts as padding: from the centre to itself, its own reverse.
     centers = np.full(num_rows, total - 1, np.int32)
     rows = np.full((total, several), num_rows - 1, np.int32)
@@ -95,7 +97,7 @@ def make_graph(
     for i in range(total):
         for k in range(rows_of[i]):
             rows[i, k], centers[row] = row, i
-            part = per_atom[i][k * (width - extra_slots) : (k + 1) * (width - extra_slots)]
+            part = per_atom[i][k * full : (k + 1) * full]
             for slot, (j, shift) in enumerate(part):
                 place[i, j, shift] = row * width + slot
                 filled.append((row, slot, j, shift))
@@ -110,14 +112,14 @@ def make_graph(
     cell = np.zeros((groups, 3, 3), dtype)
     for g, s in enumerate(structures):
         cell[g] = s.cell
-    sizes = [len(s.numbers) for s in structures] + [extra_atoms] * (extra_atoms > 0)
+    owner = [g for g, s in enumerate(structures) for _ in s.numbers] + [groups - 1] * extra_atoms
     return AtomGraph(
         positions=np.concatenate([positions, np.zeros((extra_atoms, 3))]).astype(dtype),
         species=np.concatenate(
             [np.searchsorted(elements, numbers), np.zeros(extra_atoms, int)]
         ).astype(np.int32),
         cell=cell,
-        structure=np.repeat(np.arange(groups), sizes).astype(np.int32),
+        structure=np.array(owner, np.int32),
         centers=centers,
         rows=rows,
         neighbors=neighbors.astype(np.int32),
