@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PAIR = re.compile(
     r"""([^\s=]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S*)""", re.VERBOSE
 )
+_DELIMITED = re.compile(r"""\\.|"(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]""")
 _TRUTH = {"T", "F", "True", "False", "true", "false", "TRUE", "FALSE", "1", "0"}
 _DEFAULT = ["species", "S", "1", "pos", "R", "3"]
 
@@ -107,7 +108,7 @@ def _columns(comment: str, number: int, where: str) -> tuple[list[str], bool]:
     values = dict(pairs)
     extended = "Properties" in values or "Lattice" in values
     if extended:
-        if comment.replace('\\"', "").count('"') % 2:
+        if '"' in _DELIMITED.sub("", comment):
             raise InputError(f"{where}: a quotation mark is not closed; correct the line")
         doubled = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
         if doubled:

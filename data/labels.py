@@ -82,7 +82,7 @@ Values = dict[tuple[str, str], Any]  # (place, key) -> value of one structure
 
 def label_frames(
     images: Sequence[Atoms], keys: Keys, require: Sequence[str], file: str
-) -> tuple[list[Frame], LabelReport]:
+) -> tuple[list[Frame], dict[str, Source | None], list[str]]:
     """Turn ASE structures into frames with labels.
 
     Args:
@@ -90,6 +90,9 @@ def label_frames(
         keys: names asked for.
         require: labels of which at least one frame must have a value.
         file: name used in errors.
+
+    Returns:
+        The frames, where each label was found, and notes for the person.
 
     Raises:
         InputError: a key asked for or a label required is absent; a value is not what it should be.
@@ -107,9 +110,23 @@ def label_frames(
         _frame(atoms, index, file, len(images), values[index], sources)
         for index, atoms in enumerate(images)
     ]
-    frames = _drop_stress(frames, notes)
-    rows = [_row(label, sources[label], frames) for label in UNITS]
-    return frames, LabelReport(file, len(frames), [r for r in rows if r is not None], notes)
+    return _drop_stress(frames, notes), sources, notes
+
+
+def make_report(
+    file: str, frames: Sequence[Frame], sources: dict[str, Source | None], notes: list[str]
+) -> LabelReport:
+    """Say what the frames hold; labels absent in some frames are noted."""
+    rows = [r for label in UNITS if (r := _row(label, sources[label], frames)) is not None]
+    missing = []
+    for row in rows:
+        if row.count < len(frames):
+            first = next(f.index for f in frames if getattr(f, row.label) is None)
+            missing.append(
+                f"{row.label} is missing in {len(frames) - row.count} of {len(frames)} frames "
+                f"(first: frame {first}); there it weighs nothing"
+            )
+    return LabelReport(file, len(frames), rows, [*notes, *missing])
 
 
 def _values(atoms: Atoms) -> Values:
@@ -300,7 +317,7 @@ def _drop_stress(frames: list[Frame], notes: list[str]) -> list[Frame]:
     return [replace(f, stress=None) if not f.pbc.all() else f for f in frames]
 
 
-def _row(label: str, source: Source | None, frames: list[Frame]) -> LabelRow | None:
+def _row(label: str, source: Source | None, frames: Sequence[Frame]) -> LabelRow | None:
     values = [v for f in frames if (v := getattr(f, label)) is not None]
     if source is None or not values:
         return None

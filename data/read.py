@@ -16,7 +16,7 @@ import numpy as np
 
 from eqnet.data import check
 from eqnet.data.frame import Frame, from_atoms, to_atoms
-from eqnet.data.labels import Keys, LabelReport, LabelRow, label_frames
+from eqnet.data.labels import Keys, LabelReport, LabelRow, label_frames, make_report
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,17 +72,21 @@ def read(
     """
     file = str(path)
     images = read_images(path)
-    frames, report = label_frames(images, keys or Keys(), require, file)
+    frames, sources, notes = label_frames(images, keys or Keys(), require, file)
     isolated, rest = _isolated_atoms(frames, len(images))
     if not rest:
         raise InputError(
             f"{file}: all {len(frames)} frames are isolated atoms; give a file with structures too"
         )
     if isolated:
-        report.notes.append(
+        notes.append(
             f"{len(frames) - len(rest)} frames of isolated atoms give reference energies and are "
             "not among the structures"
         )
+    report = make_report(file, rest, sources, notes)
+    absent = sorted(set(require) - {row.label for row in report.rows})
+    if absent:
+        raise InputError(f"{file}: only isolated atoms have {absent[0]}; structures need it too")
     return Dataset(rest, isolated, report)
 
 
@@ -95,6 +99,8 @@ def read_images(path: str | Path) -> list[Atoms]:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
+    if path.is_dir():
+        raise InputError(f"{path}: this is a folder; give a file with structures")
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
     images = _read_xyz(path) if suffixes and suffixes[-1] in _XYZ else _read_other(path)
     for index, atoms in enumerate(images):
@@ -109,7 +115,8 @@ def _read_xyz(path: Path) -> list[Atoms]:
     images = []
     for index, block in enumerate(blocks):
         try:
-            images += list(read_xyz(io.StringIO("\n".join(block.lines)), slice(None)))
+            text = io.StringIO("\n".join(block.lines))
+            images += list(read_xyz(text, slice(None)))  # pyright: ignore[reportArgumentType]
         except Exception as error:  # ASE raises whatever float(), numpy and its tables raise
             reason = check.explain(block) or f"ASE cannot read it ({_first_line(error)})"
             raise InputError(f"{path}, frame {index} of {len(blocks)}, {reason}") from None

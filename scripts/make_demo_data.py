@@ -15,7 +15,7 @@ import argparse
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a molecule of nine atoms gains nothing from more
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     (options.output / "README.md").write_text(provenance(frames, options.seed, gap))
 
 
-def calculator(**options: object) -> Calculator:
+def calculator(**options: Any) -> Calculator:
     """A GFN2-xTB calculator of ASE."""
     from tblite.ase import TBLite
 
