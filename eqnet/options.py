@@ -47,6 +47,8 @@ class DataOptions:
     """Test structures drawn from FILE."""
     test_fraction: Annotated[float | None, _default("0", "FLOAT")] = None
     """Test structures drawn from FILE, as a fraction."""
+    split_file: Annotated[str | None, _default("a random split", "FILE")] = None
+    """JSON file with indices of frames of FILE: {"train": [...], "valid": [...], "test": [...]}."""
     energy_key: Annotated[str | None, _default("found", "KEY")] = None
     """Name of the energy in the file."""
     forces_key: Annotated[str | None, _default("found", "KEY")] = None
@@ -93,7 +95,11 @@ class ModelOptions:
     product: Annotated[str | None, _default(_MODEL, "NAME")] = None
     """Tensor product."""
     parity: Annotated[bool | None, _default(_MODEL, "/ --no_parity")] = None
-    """Whether irreps of odd parity are kept."""
+    """Whether features between layers have both parities of every degree."""
+    residual: Annotated[bool | None, _default(_MODEL, "/ --no_residual")] = None
+    """Whether a layer adds its input to its output."""
+    layer_norm: Annotated[bool | None, _default(_MODEL, "/ --no_layer_norm")] = None
+    """Whether the input of a layer is normalised."""
     pair_repulsion: bool = False
     """Add the ZBL repulsion of the nuclei at short range."""
 
@@ -238,7 +244,12 @@ class TrainOptions:
 def free_options(options: TrainOptions) -> frozenset[str]:
     """Options that may differ when a run goes on: they leave the steps already made as they are."""
     names = {"max_minutes", "checkpoint_interval", "wandb_project", "work_dir"}
-    names |= {"train_file", "valid_file", "test_file"}  # their content is compared instead
+    names |= {
+        "train_file",
+        "valid_file",
+        "test_file",
+        "split_file",
+    }  # their content is compared instead
     if not options.stage_two.stage_two:
         names.add("patience")
         if options.optimizer.scheduler != "cosine":  # which knows the end from the start
@@ -315,6 +326,12 @@ def _check_effect(options: TrainOptions) -> None:
     for name, (need, there) in needs.items():
         if values[name] is not None and not there:
             raise InputError(f"--{name} has no effect without {need}: add it or leave --{name} out")
+    if options.model.hidden_irreps:
+        for name in ("num_channels", "max_L", "parity"):
+            if values[name] is not None:
+                raise InputError(
+                    f"--{name} has no effect with --hidden_irreps, which says it: leave it out"
+                )
     last, epochs = stage_two.start_stage_two, options.run.max_num_epochs
     if last is not None and epochs is not None and last >= epochs:
         raise InputError(
@@ -331,6 +348,10 @@ def _check_split(data: DataOptions) -> None:
         ("test_file", "num_test"),
         ("test_file", "test_fraction"),
         ("stress_key", "virials_key"),
+        *(
+            ("split_file", name)
+            for name in ("num_train", "num_valid", "valid_fraction", "num_test", "test_fraction")
+        ),
     ]
     for one, other in pairs:
         if getattr(data, one) is not None and getattr(data, other) is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,7 +29,7 @@ COLUMNS = (
 
 def duration(seconds: float) -> str:
     """'1:02:03', '2:03' or '3.2 s'."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -45,19 +46,19 @@ class Progress:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(soft_wrap=True)
         self._early = io.StringIO()
-        self._log: IO[str] = self._early
+        self._log: Path | None = None
         self._live: Live | None = None
         self._last_line = -LINE_SECONDS
         self._pending: str | None = None
         self._epochs = 0
         self._row: dict[str, Any] = {}
         self._best: dict[str, Any] = {}
+        self.listeners: list[Callable[[dict[str, Any]], Any]] = []  # called with every row
 
     def open_log(self, path: Path) -> None:
         """Log to a file from now on, after what was told so far."""
-        self._log = path.open("a", encoding="utf-8")
-        self._log.write(self._early.getvalue())
-        self._log.flush()
+        self._log = path
+        self._write(self._early.getvalue().removesuffix("\n"))
 
     def tell(self, text: str) -> None:
         """One line, always shown."""
@@ -67,9 +68,9 @@ class Progress:
     def show(self, content: RenderableType) -> None:
         """A table or the like."""
         self.console.print(content)
-        plain = Console(file=self._log, width=110, color_system=None, force_terminal=False)
+        plain = Console(file=io.StringIO(), width=110, color_system=None, record=True)
         plain.print(content)
-        self._log.flush()
+        self._write(plain.export_text().removesuffix("\n"))
 
     def start(self, epochs: int) -> Progress:
         """Begin the live part, for use as a context manager."""
@@ -107,6 +108,8 @@ class Progress:
         self._row = {**row, "left": left}
         if best:
             self._best = self._row
+        for listener in self.listeners:
+            listener(row)
         self._draw(row["epoch"])
         line = self._line(self._row)
         if time.monotonic() - self._last_line < LINE_SECONDS:
@@ -134,8 +137,11 @@ class Progress:
             self._emit(self._pending)
 
     def _write(self, text: str) -> None:
-        self._log.write(text + "\n")
-        self._log.flush()
+        if self._log is None:
+            self._early.write(text + "\n")
+            return
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
 
     def _line(self, row: dict[str, Any]) -> str:
         numbers = [

@@ -107,6 +107,13 @@ class RunFolder:
         )
         write(self.config, header + yaml.safe_dump(_plain(options.flat()), sort_keys=False))
 
+    def read_results(self) -> dict[str, Any]:
+        """What results.json holds; nothing if there is none."""
+        try:
+            return json.loads(self.results.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
         write(self.results, json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -7,11 +7,13 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.run_folder import read_yaml
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ def parse(cls: type[T], argv: Sequence[str], *, command: str, default: T | None 
                 prog=f"eqnet {command}",
                 use_underscores=True,
                 config=_FLAT,
-                **({} if default is None else {"default": default}),
+                default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as end:
         if not end.code:
@@ -70,6 +72,62 @@ def suggestion(name: str, names: Sequence[str]) -> str:
     lower = {known.lower(): known for known in names}
     near = get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+def from_file(cls: type, path: Path) -> dict[str, Any]:
+    """Options of a YAML file, name: value, as the types of a dataclass (groups flat).
+
+    Raises:
+        InputError: unknown name, or a value of another type; text is no number and no switch.
+    """
+    types, values = option_types(cls), {}
+    for name, value in read_yaml(path).items():
+        known = name.replace("-", "_")
+        if known not in types:
+            raise InputError(f"{path}: unknown option {name}{suggestion(known, list(types))}")
+        values[known] = _typed(value, types[known], f"{path}: {name}")
+    return values
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A YAML value as a type of the command line."""
+    choices = [c for c in (kind, *get_args(kind)) if c is not type(None)]
+    literal = next((c for c in choices if get_origin(c) is Literal), None)
+    if value is None and type(None) in get_args(kind):
+        return None
+    if literal is not None or get_origin(kind) is Literal:
+        allowed = get_args(literal or kind)
+        if value in allowed:
+            return value
+        raise InputError(f"{where} must be one of {', '.join(allowed)}, not {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if bool in choices and isinstance(value, bool):
+        return value
+    if int in choices and isinstance(value, int) and number:
+        return value
+    if float in choices and (found := _number(value)) is not None:
+        return found
+    if str in choices and (isinstance(value, (str, dict)) or number):
+        return str(value)
+    if any(get_origin(c) is tuple for c in choices) and isinstance(value, list):
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            return tuple(value)
+    raise InputError(f"{where} must be {_words(choices)}, not {value!r}")
+
+
+def _number(value: Any) -> float | None:
+    """A number, also as 1e-3, which YAML 1.1 takes for text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _words(choices: list[Any]) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return next((names[c] for c in choices if c in names), "a list of whole numbers")
 
 
 def _check_names(argv: list[str], switches: dict[str, bool], command: str) -> None:

@@ -197,7 +197,7 @@ def test_patience_begins_the_second_stage_then_ends_the_run(tmp_path: Path) -> N
 
 def test_best_weights_are_those_of_the_best_row(tmp_path: Path) -> None:
     fit = small_run.fit(
-        tmp_path, small_run.options(max_num_epochs=9, lr=0.4, ema=False, scheduler="constant")
+        tmp_path, small_run.options(max_num_epochs=4, lr=0.4, ema=False, scheduler="constant")
     )
     end = fit.run()
     losses = [row["valid_loss"] for row in end.history]

@@ -1,0 +1,361 @@
+"""From options to a potential and its data: everything checked before anything is written."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eqnet.data.batches import Loader, make_items
+from eqnet.data.frame import Frame
+from eqnet.data.items import Item
+from eqnet.data.labels import Keys
+from eqnet.data.neighbors import average_num_neighbors
+from eqnet.data.read import Dataset, read
+from eqnet.data.reference_energies import ReferenceReport, atomic_energies
+from eqnet.data.split import read_split, split
+from eqnet.errors import InputError
+from eqnet.options import TrainOptions
+from eqnet.scaling import fit_shift, force_scale
+
+if TYPE_CHECKING:
+    from eqnet.potential import Potential
+
+DEFAULT_STEPS = 20_000  # of a run without max_num_epochs
+DEFAULT_VALID = 0.1
+NOT_OF_THE_MODEL = ("model", "pair_repulsion")  # model options that no Config has
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The data of a run and what was derived from it; Z elements.
+
+    Attributes:
+        options: with nothing left to be decided.
+        datasets: by role (train, valid, test), as far as there are files.
+        frames: by role.
+        items: of train and valid, with their neighbours.
+        elements: atomic numbers of the training structures, ascending.
+        atomic_energies: [Z] eV.
+        references: how they were found, and notes a person should see.
+        scale: eV, root mean square of the force components (times 1 angstrom).
+        shift: [Z] eV per atom, what a composition explains beyond the atomic energies.
+        residual: eV per atom, rms of the energies that composition does not explain.
+        config: of the model.
+    """
+
+    options: TrainOptions
+    datasets: dict[str, Dataset]
+    frames: dict[str, list[Frame]]
+    items: dict[str, list[Item]]
+    elements: tuple[int, ...]
+    atomic_energies: np.ndarray
+    references: ReferenceReport
+    scale: float
+    shift: np.ndarray
+    residual: float
+    config: Any
+
+    @property
+    def stress(self) -> bool:
+        """Whether the stress is trained."""
+        return bool(
+            self.options.loss.stress_weight or self.options.stage_two.stage_two_stress_weight
+        )
+
+    def loader(self, role: str, potential: Potential) -> Loader:
+        """Batches of a role: in random order for train."""
+        run = self.options.run
+        train = role == "train"
+        return Loader(
+            self.items[role],
+            run.batch_size if train else run.valid_batch_size or run.batch_size,
+            reference_energy=potential.reference_energy,
+            seed=run.seed,
+            shuffle=train,
+            dtype=np.dtype(run.default_dtype),
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What identifies the data: digests of the files, sizes, the structures of each role."""
+        files = {role: digest(data.report.file) for role, data in self.datasets.items()}
+        if self.options.data.split_file is not None:
+            files["split"] = digest(self.options.data.split_file)
+        return {
+            "files": files,
+            "structures": {role: len(frames) for role, frames in self.frames.items()},
+            "split": {
+                role: {"file": frames[0].file, "frames": [frame.index for frame in frames]}
+                for role, frames in self.frames.items()
+                if frames
+            },
+        }
+
+
+def build(experiment: Experiment) -> Potential:
+    """The potential with its first weights, in the precision that JAX has now."""
+    import jax
+    from flax import nnx
+
+    from eqnet.models import MODELS
+    from eqnet.potential import Potential
+
+    number = len(experiment.elements)
+    options = experiment.options
+    model_class = MODELS[options.model.model][1]
+    potential = Potential(
+        model_class(experiment.config, rngs=nnx.Rngs(options.run.seed)),
+        elements=experiment.elements,
+        cutoff=experiment.config.r_max,
+        atomic_energies=experiment.atomic_energies.tolist(),
+        scale=[experiment.scale] * number,
+        shift=experiment.shift.tolist(),
+        pair_repulsion=options.model.pair_repulsion,
+    )
+    graphdef, state = nnx.split(potential)
+    dtype = np.dtype(options.run.default_dtype)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), state))
+
+
+def prepare(options: TrainOptions, file: Path) -> Experiment:
+    """Read, check, split and measure the data; nothing is written.
+
+    Args:
+        options: checked, with choices resolved.
+        file: of the training structures, which options need not name.
+
+    Raises:
+        InputError: whatever is wrong with files or options.
+    """
+    chosen = model_options(options)
+    datasets = _read(options, file)
+    frames = _split(options, datasets)
+    options = _resolve_loss(options, frames["train"])
+    elements = _elements(frames)
+    energies, references = _atomic_energies(options, datasets["train"], frames["train"], elements)
+    shift, residual = fit_shift(frames["train"], elements, energies)
+    config_class = _config_class(options.model.model)
+    r_max = chosen.get("r_max", _field_default(config_class, "r_max"))
+    items = {role: make_items(frames[role], elements, r_max) for role in ("train", "valid")}
+    neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
+    if neighbors == 0:
+        raise InputError(
+            f"no atom of the training structures has a neighbour within r_max = {r_max} A; "
+            "raise --r_max"
+        )
+    config = make_config(
+        config_class, chosen | {"elements": elements, "avg_num_neighbors": neighbors}
+    )
+    options = _resolve_length(options, len(frames["train"]), config)
+    return Experiment(
+        options=options,
+        datasets=datasets,
+        frames=frames,
+        items=items,
+        elements=elements,
+        atomic_energies=energies,
+        references=references,
+        scale=force_scale(frames["train"], elements, energies, shift),
+        shift=shift,
+        residual=residual,
+        config=config,
+    )
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------- model
+
+
+def _config_class(name: str) -> type:
+    from eqnet.models import MODELS
+
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODELS)}"
+        raise InputError(f"there is no --model {name}; {hint}")
+    return MODELS[name][0]
+
+
+def model_options(options: TrainOptions) -> dict[str, Any]:
+    """Options of the model that were set.
+
+    Raises:
+        InputError: the model is unknown or does not have one of them.
+    """
+    config_class = _config_class(options.model.model)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    chosen = {}
+    for field in dataclasses.fields(options.model):
+        value = getattr(options.model, field.name)
+        if field.name in NOT_OF_THE_MODEL or value is None:
+            continue
+        if field.name not in known:
+            raise InputError(
+                f"--{field.name} has no effect on --model {options.model.model}: leave it out"
+            )
+        chosen[field.name] = value
+    return chosen
+
+
+def make_config(config_class: type, values: dict[str, Any]) -> Any:
+    """The configuration of the model; mistakes in irreps and names become InputErrors."""
+    try:
+        config = config_class(**values)
+        config.irreps()
+    except (ValueError, KeyError) as error:
+        text = str(error.args[0] if error.args else error)
+        raise InputError(f"the model cannot be made: {text}") from None
+    return config
+
+
+def _field_default(config_class: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(config_class) if f.name == name)
+
+
+# ------------------------------------------------------------------------------------- data
+
+
+def _read(options: TrainOptions, file: Path) -> dict[str, Dataset]:
+    data, loss = options.data, options.loss
+    keys = Keys(data.energy_key, data.forces_key, data.stress_key, data.virials_key)
+    wanted = {"energy": loss.energy_weight, "forces": loss.forces_weight}
+    require = [label for label, weight in wanted.items() if weight]
+    if data.stress_key or data.virials_key or loss.stress_weight:
+        require.append("stress")
+    paths = {"train": file, "valid": data.valid_file, "test": data.test_file}
+    given = {role: Path(path) for role, path in paths.items() if path is not None}
+    for path in given.values():
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
+    return {role: read(path, keys, require=require) for role, path in given.items()}
+
+
+def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, list[Frame]]:
+    """Frames by role; files of their own win, the rest is drawn from the training file."""
+    data, frames = options.data, datasets["train"].frames
+    if data.split_file is not None:
+        parts = split(frames, indices=read_split(data.split_file))
+    else:
+        fraction = data.valid_fraction
+        if data.valid_file is None and data.num_valid is None and fraction is None:
+            fraction = DEFAULT_VALID
+        parts = split(
+            frames,
+            num_train=data.num_train,
+            num_valid=data.num_valid,
+            num_test=data.num_test,
+            valid_fraction=fraction,
+            test_fraction=data.test_fraction,
+            seed=options.run.seed,
+        )
+    train, valid, test = parts.select(frames)
+    found = {"train": train, "valid": valid, "test": test}
+    for role in ("valid", "test"):
+        if role in datasets:
+            if found[role]:
+                raise InputError(
+                    f"--{role}_file and the split both give {role} structures: leave one out"
+                )
+            found[role] = datasets[role].frames
+    if not found["valid"]:
+        raise InputError(
+            "there are no validation structures: --valid_file or --num_valid gives some"
+        )
+    return found
+
+
+def _atomic_energies(
+    options: TrainOptions, dataset: Dataset, train: Sequence[Frame], elements: Sequence[int]
+) -> tuple[np.ndarray, ReferenceReport]:
+    """Reference energies by the option E0s, which may be a word or energies by element."""
+    how: str | dict[Any, Any] = options.data.E0s.strip()
+    if how.startswith("{"):
+        try:
+            how = ast.literal_eval(how)
+        except (ValueError, SyntaxError):
+            how = _by_symbol(options.data.E0s)
+    return atomic_energies(how, train, dataset.isolated, elements)
+
+
+def _by_symbol(text: str) -> dict[str, float]:
+    """`{H: -13.6, O: -2041.8}`, symbols without quotes."""
+    entries = [entry.partition(":") for entry in text.strip(" {}").split(",") if entry.strip()]
+    try:
+        return {key.strip(): float(value) for key, _, value in entries}
+    except ValueError:
+        raise InputError(
+            f'--E0s {text} cannot be read: write "{{1: -13.6, 8: -2041.8}}" or "{{H: -13.6}}"'
+        ) from None
+
+
+def _elements(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
+    """Elements of the training structures; those of the others must be among them."""
+    from eqnet.data.elements import symbol
+
+    elements = sorted({int(z) for frame in frames["train"] for z in np.unique(frame.numbers)})
+    for role in ("valid", "test"):
+        for frame in frames.get(role, []):
+            new = sorted({int(z) for z in np.unique(frame.numbers)} - set(elements))
+            if new:
+                raise InputError(
+                    f"{frame.name} ({role}) contains {', '.join(map(symbol, new))}, which no "
+                    "training structure contains; add some to the training structures"
+                )
+    return tuple(elements)
+
+
+# ------------------------------------------------------------------------------------- the rest
+
+
+def _resolve_loss(options: TrainOptions, train: Sequence[Frame]) -> TrainOptions:
+    """Weights of the stress, which matter only where frames have one."""
+    there = any(frame.stress is not None and frame.stress_weight > 0 for frame in train)
+    two = options.stage_two
+    for name, weight in (
+        ("stress_weight", options.loss.stress_weight),
+        ("stage_two_stress_weight", two.stage_two_stress_weight),
+    ):
+        if weight and not there:
+            raise InputError(f"--{name} has no effect: no training structure has a stress")
+    if not there:
+        return options
+    values: dict[str, Any] = {}
+    if options.loss.stress_weight is None:
+        values["stress_weight"] = 1.0
+    if two.stage_two and two.stage_two_stress_weight is None:
+        values["stage_two_stress_weight"] = 10.0
+    return options.replace(values)
+
+
+def _resolve_length(options: TrainOptions, structures: int, config: Any) -> TrainOptions:
+    """Epochs, start of the second stage, and the model's own values of its options."""
+    run = options.run
+    per_epoch = -(-structures // min(run.batch_size, structures))
+    values: dict[str, Any] = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(options.model)
+        if hasattr(config, field.name)
+    }
+    if values.get("hidden_irreps"):
+        values |= {name: None for name in ("num_channels", "max_L", "parity") if name in values}
+    elif "hidden_irreps" in values:
+        values["hidden_irreps"] = None
+    epochs = run.max_num_epochs
+    if epochs is None:
+        epochs = -(-(run.max_num_steps or DEFAULT_STEPS) // per_epoch)
+        values["max_num_epochs"] = epochs
+    if options.stage_two.stage_two and options.stage_two.start_stage_two is None:
+        values["start_stage_two"] = max(1, 3 * epochs // 4)
+    return options.replace(values)

@@ -1,0 +1,125 @@
+"""The end of a run: model files, test errors, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from eqnet import metrics, model_file
+from eqnet.data.elements import symbol
+from eqnet.data.frame import Frame
+from eqnet.evaluation import Answer, evaluate
+from eqnet.experiment import Experiment
+from eqnet.report import label_table, write_report
+from eqnet.run_folder import RunFolder
+from eqnet.training import Outcome, Problem
+
+NUM_EXAMPLES = 3  # structures with answers in a model file
+
+
+def finish(
+    folder: RunFolder,
+    experiment: Experiment,
+    problem: Problem,
+    outcome: Outcome,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate the best weights on the test structures and write everything a run leaves.
+
+    The best and the last model file, plots, report.html and results.json, the latter last: with
+    it, a run is finished.
+
+    Returns:
+        What results.json holds.
+    """
+    run = experiment.options.run
+    test = experiment.frames.get("test", [])
+    best = problem.with_weights(outcome.best)
+    answers: list[Answer] = []
+    if test:
+        answers = evaluate(best, test, dtype=run.default_dtype, progress=progress)
+    errors = metrics.errors(test, answers)
+    facts = _facts(experiment, outcome)
+    examples = _examples(experiment)
+    for path, potential in (
+        (folder.best_model, best),
+        (folder.last_model, problem.with_weights(outcome.last)),
+    ):
+        measured = errors if potential is best else {}
+        model_file.save(
+            path,
+            potential,
+            model_name=experiment.options.model.model,
+            config=experiment.config,
+            training={**facts, "test": measured, "data": experiment.provenance()["files"]},
+            examples=list(
+                zip(examples, evaluate(potential, examples, dtype="float64"), strict=True)
+            ),
+        )
+    write_report(
+        folder.path,
+        history=outcome.history,
+        frames=test,
+        answers=answers,
+        errors=errors,
+        config=experiment.options.flat(),
+        summary=_summary(experiment, facts),
+    )
+    results = {**errors, "validation": _validation(outcome), **facts}
+    folder.write_results(results)
+    return results
+
+
+def limits(experiment: Experiment) -> dict[str, Any]:
+    """What decides how long a run is; a run that ended with the same limits is finished."""
+    run = experiment.options.run
+    return {name: getattr(run, name) for name in ("max_num_epochs", "max_num_steps", "patience")}
+
+
+def _facts(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
+    position = outcome.position
+    return {
+        "eqnet": version("eqnet"),
+        "complete": outcome.complete,
+        "ended_after": outcome.reason,
+        "limits": limits(experiment),
+        "steps": position.step,
+        "epochs": position.epoch,
+        "best_epoch": position.best_epoch,
+        "seconds": round(position.seconds, 1),
+        "structures": {role: len(frames) for role, frames in experiment.frames.items()},
+    }
+
+
+def _validation(outcome: Outcome) -> dict[str, Any]:
+    """The row of the best weights."""
+    rows = [r for r in outcome.history if r["epoch"] == outcome.position.best_epoch]
+    return rows[-1] if rows else {}
+
+
+def _examples(experiment: Experiment) -> list[Frame]:
+    """A few structures for the model file to replay: small ones, of different sizes."""
+    frames = sorted(experiment.frames["valid"], key=len)
+    one_of_each_size = list({len(frame): frame for frame in reversed(frames)}.values())[::-1]
+    chosen = one_of_each_size[:NUM_EXAMPLES]
+    chosen += [f for f in frames if all(f is not c for c in chosen)][: NUM_EXAMPLES - len(chosen)]
+    return [dataclasses.replace(frame, info={}, arrays={}) for frame in chosen]
+
+
+def _summary(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:
+    """Sections of the report beside errors, history and options."""
+    energies = [
+        {"element": symbol(z), "isolated atom, eV": float(e), "shift, eV": float(s)}
+        for z, e, s in zip(
+            experiment.elements, experiment.atomic_energies, experiment.shift, strict=True
+        )
+    ]
+    return {
+        "Labels": label_table(experiment.datasets["train"].report),
+        "Reference energies": energies,
+        "Run": {name: value for name, value in facts.items() if not isinstance(value, dict)},
+        "Structures": facts["structures"],
+    }

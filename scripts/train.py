@@ -1,0 +1,281 @@
+"""`eqnet train FILE [options]`: from labelled structures to a model file and a report.
+
+eqnet train
+eqnet train molecules.xyz --test_fraction 0.1 --r_max 5 --num_channels 32
+eqnet train --config recipe.yaml molecules.xyz --name second --seed 1
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from eqnet.errors import InputError
+from eqnet.options import TrainOptions, check, resolve_choices
+
+if TYPE_CHECKING:
+    from eqnet.experiment import Experiment
+    from eqnet.potential import Potential
+    from eqnet.progress import Progress
+    from eqnet.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train a potential on a file of labelled structures.
+
+    Everything goes to WORK_DIR/NAME. The same command again goes on where an interrupted run
+    stopped, with the same numbers as a run without interruption.
+    """
+
+    options: TrainOptions = field(default_factory=TrainOptions)
+    config: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
+    ] = None
+    """YAML file of options by the names below; what is given here wins over it."""
+
+
+# What `eqnet train` alone does: the built-in example, in a few minutes on two cores.
+DEMO: dict[str, Any] = {
+    "name": "ethanol",
+    "num_train": 450,
+    "num_valid": 50,
+    "num_test": 100,
+    "r_max": 4.0,
+    "num_channels": 32,
+    "max_num_epochs": 60,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    started = time.monotonic()
+    options = read_options(list(sys.argv[1:] if argv is None else argv))
+    check(options)
+    options = resolve_choices(options)
+    from eqnet.progress import Progress
+
+    with _computing(options):
+        return _train(options, Progress(), started)
+
+
+def read_options(argv: list[str]) -> TrainOptions:
+    """Options of a command line: its flags, then those of --config, then the defaults."""
+    from eqnet.scripts.command_line import from_file, parse
+
+    argv = _file_first(argv)
+    file = _value_of("config", argv)
+    default = TrainOptions()
+    if file is not None:
+        default = default.replace(from_file(TrainOptions, Path(file)))
+    command = parse(
+        TrainCommand, argv, command="train", default=TrainCommand(options=default, config=file)
+    )
+    options = command.options
+    if options.data.train_file is None:
+        plain = TrainOptions().flat()
+        given = {name: v for name, v in options.flat().items() if v != plain[name]}
+        options = TrainOptions().replace({**DEMO, **given})
+    return options
+
+
+def _file_first(argv: list[str]) -> list[str]:
+    """`--train_file FILE`, as it is spelt in YAML, is FILE."""
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") == "__train_file":
+            rest = argv[:i] + argv[i + 1 + (not equals) :]
+            if not equals and i + 1 == len(argv):
+                raise InputError("--train_file needs the name of a file")
+            return [value if equals else argv[i + 1], *rest]
+    return argv
+
+
+def _value_of(option: str, argv: list[str]) -> str | None:
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == f"--{option}":
+            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
+    return None
+
+
+@contextmanager
+def _computing(options: TrainOptions) -> Iterator[None]:
+    """Device and precision of the run; a device that is full ends it with a sentence."""
+    import jax
+
+    from eqnet.device import find_device
+
+    device = find_device(options.run.device)
+    try:
+        with jax.default_device(device), jax.enable_x64(options.run.default_dtype == "float64"):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"{device.platform}:{device.id} ran out of memory; lower --batch_size, "
+            "--valid_batch_size or --num_channels, and go on with another --name"
+        ) from None
+
+
+def _train(options: TrainOptions, progress: Progress, started: float) -> int:
+    from eqnet.data.demo import demo_path
+    from eqnet.experiment import build, prepare
+    from eqnet.lock import Lock
+    from eqnet.run_folder import RunFolder
+
+    file = Path(options.data.train_file or demo_path())
+    name = options.run.name or file.name.split(".")[0]
+    options = options.replace({"name": name})
+    folder = RunFolder(options.run.work_dir, name)
+    folder.check_free()
+    experiment = prepare(options, file)
+    data = experiment.provenance()
+    if folder.exists:
+        folder.check_same(experiment.options, data)
+        if _is_finished(folder, experiment, progress):
+            return 0
+    potential = build(experiment)
+    _show_data(progress, experiment)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with Lock(folder.lock, progress.tell):
+        progress.open_log(folder.log)
+        if folder.exists:
+            folder.check_same(experiment.options, data)  # it may have been made meanwhile
+        else:
+            folder.write_config(experiment.options, data)
+        return _fit(experiment, potential, folder, progress, started)
+
+
+def _is_finished(folder: RunFolder, experiment: Experiment, progress: Progress) -> bool:
+    from eqnet.results import limits
+
+    results = folder.read_results()
+    if not results.get("complete") or results.get("limits") != limits(experiment):
+        return False
+    progress.tell(
+        f"{folder.path} is finished (ended after {results['ended_after']}): see "
+        f"{folder.path / 'report.html'}; train under another --name, or delete the folder first"
+    )
+    return True
+
+
+def _show_data(progress: Progress, experiment: Experiment) -> None:
+    """What was read and what was derived from it."""
+    from eqnet.scripts.train_tables import energies_table, label_table, split_line
+
+    for data in experiment.datasets.values():
+        progress.show(label_table(data.report))
+        for note in data.report.notes:
+            progress.tell(f"note: {note}")
+    progress.show(energies_table(experiment))
+    for note in experiment.references.notes:
+        progress.tell(f"note: {note}")
+    progress.tell(split_line(experiment))
+
+
+def _fit(
+    experiment: Experiment,
+    potential: Potential,
+    folder: RunFolder,
+    progress: Progress,
+    started: float,
+) -> int:
+    from eqnet.checkpoint import Checkpoints
+    from eqnet.fit import Fit
+    from eqnet.results import finish
+    from eqnet.run_folder import History
+    from eqnet.scripts.train_tables import model_line, waste_line
+    from eqnet.training import Problem
+
+    options = experiment.options
+    loaders = {role: experiment.loader(role, potential) for role in ("train", "valid")}
+    problem = Problem(
+        potential,
+        options.loss,
+        options.optimizer,
+        steps_per_epoch=loaders["train"].num_batches,
+        stress=experiment.stress,
+    )
+    progress.tell(waste_line(loaders))
+    progress.tell(model_line(problem, options))
+    checkpoints = Checkpoints(folder.checkpoints, tell=progress.tell)
+    checkpoints.remove_leftovers()
+    with _sending(options, progress):
+        outcome = Fit(
+            problem,
+            options,
+            loaders["train"],
+            loaders["valid"],
+            checkpoints=checkpoints,
+            history=History(folder.path),
+            progress=progress,
+            started=started,
+        ).run()
+        if outcome.signal is not None:
+            progress.tell(
+                f"stopped by signal {outcome.signal} after step {outcome.position.step}, which is "
+                "saved; the same command goes on from there"
+            )
+            return 128 + outcome.signal
+        progress.tell(f"training ended after {outcome.reason}; evaluating")
+        results = finish(folder, experiment, problem, outcome)
+    _show_results(progress, experiment, folder, results)
+    return 0
+
+
+@contextmanager
+def _sending(options: TrainOptions, progress: Progress) -> Iterator[None]:
+    """Send rows of the history to Weights & Biases, if that was asked for."""
+    project = options.run.wandb_project
+    if project is None:
+        yield
+        return
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError("--wandb_project needs the package wandb: pip install wandb") from None
+
+    run = wandb.init(
+        project=project, name=options.run.name, id=options.run.name, resume="allow",
+        config=options.flat(), dir=options.run.work_dir,
+    )  # fmt: skip
+    progress.listeners.append(lambda row: run.log(row, step=row["step"]))
+    try:
+        yield
+    finally:
+        run.finish()
+
+
+def _show_results(
+    progress: Progress, experiment: Experiment, folder: RunFolder, results: dict[str, Any]
+) -> None:
+    from eqnet import metrics
+    from eqnet.evaluation import naive
+
+    test = experiment.frames.get("test", [])
+    if test:
+        progress.show(metrics.table(results, metrics.errors(test, naive(test))))
+        progress.tell("naive: composition energies fitted to the test labels, no forces")
+    else:
+        progress.tell("no test structures: --test_file, --num_test or --test_fraction gives some")
+    structure = experiment.datasets["train"].report.file
+    progress.tell(f"model:  {folder.best_model}")
+    progress.tell(f"report: {folder.path / 'report.html'}")
+    if not results["complete"]:
+        progress.tell("the run is not complete: the same command goes on with it")
+    progress.tell(f"next:   eqnet md {folder.best_model} {structure} --temperature 300")
+
+
+if __name__ == "__main__":
+    from eqnet.scripts import run
+
+    sys.exit(run("train"))
