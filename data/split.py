@@ -131,7 +131,10 @@ def _size(part: str, number: int | None, fraction: float | None, total: int) -> 
 
 
 def _given(indices: Mapping[str, Sequence[int]] | Split, total: int | None) -> Split:
-    parts = asdict(indices) if isinstance(indices, Split) else dict(indices)
+    given = asdict(indices) if isinstance(indices, Split) else indices
+    if not all(isinstance(part, Sequence | np.ndarray) for part in given.values()):
+        raise InputError("the split must name a list of indices for each of its parts")
+    parts = {name: list(part) for name, part in given.items()}
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise InputError(f"the split names {unknown[0]!r}; its parts are train, valid and test")
