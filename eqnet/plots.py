@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from eqnet import metrics
 from eqnet.data.elements import symbol
@@ -83,6 +84,7 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     for axes, title in ((loss, "Loss"), (errors, "Validation MAE"), (rate, "Learning rate")):
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if axes.get_lines():
             axes.set_yscale("log")
         if axes is not rate and axes.get_lines():

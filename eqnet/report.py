@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from eqnet import metrics, plots
+from eqnet import metrics, page, plots
 from eqnet.data.elements import symbol
 from eqnet.evaluation import naive
 from eqnet.metrics import number
@@ -22,38 +25,6 @@ if TYPE_CHECKING:
     from eqnet.evaluation import Answer
 
 WORST = 10  # structures in the table of the largest errors
-
-CSS = """
-:root { color-scheme: light dark; --ink: #24292f; --soft: #59636e; --line: #d8dce1;
-  --paper: #ffffff; --card: #f5f7f9; --accent: #4477aa; }
-@media (prefers-color-scheme: dark) { :root { --ink: #d6dbe1; --soft: #98a1ab; --line: #3a414a;
-  --paper: #161a1f; --card: #1f252c; --accent: #7fb0e0; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; padding-bottom: .3rem;
-  border-bottom: 1px solid var(--line); }
-p { margin: .4rem 0; } .soft, figcaption { color: var(--soft); font-size: .88rem; }
-.tiles { display: grid; gap: .7rem; margin: 1.4rem 0 0;
-  grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); }
-.tile { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.2rem; line-height: 1.3; white-space: nowrap; }
-.tile span { color: var(--soft); font-size: .85rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .28rem .9rem .28rem 0; text-align: left; vertical-align: top; }
-th { font-weight: 600; border-bottom: 1px solid var(--line); vertical-align: bottom; }
-tr.block td { border-top: 1px solid var(--line); }
-td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
-td.faint, th.faint { color: var(--soft); }
-td.key { color: var(--soft); white-space: nowrap; } td.text { min-width: 6rem; }
-td.text, td:not([class]) { overflow-wrap: anywhere; }
-figure { margin: 0 0 1.2rem; } figure img { max-width: 100%; height: auto; display: block; }
-details summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
-footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
-"""
 
 
 def write_report(
@@ -90,12 +61,16 @@ def write_report(
         f"<header><h1>{escape(folder.resolve().name)}</h1>{_tiles(errors, history)}</header>",
         _test_section(figures, frames, answers, errors),
         _history_section(figures, history),
-        *(_section(_title(title), _content(content)) for title, content in summary.items()),
-        _section("Configuration", _folded("All options", _content(_flat(config)))),
+        *(
+            page.section(page.heading(title), page.values(content))
+            for title, content in summary.items()
+        ),
+        page.section("Versions", page.values(_versions())),
+        page.section("Configuration", page.folded("All options", _options(config))),
     ]
     path = folder / "report.html"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(_page(folder.resolve().name, "\n".join(body)), encoding="utf-8")
+    partial.write_text(page.page(folder.resolve().name, "\n".join(body)), encoding="utf-8")
     partial.replace(path)
     return path
 
@@ -136,7 +111,8 @@ def _tiles(errors: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
     tiles = []
     where = "test"
     if not errors["num_structures"] and history:
-        errors, where = {**errors, **history[-1]}, "validation"
+        best = min(history, key=lambda row: _finite(row.get("valid_loss")))
+        errors, where = {**errors, **best}, "validation"
     for quantity in ("forces", "energy_per_atom", "stress"):
         if f"{quantity}_mae" in errors:
             words, unit = metrics.QUANTITIES[quantity]
@@ -155,15 +131,20 @@ def _tiles(errors: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
+def _finite(value: Any) -> float:
+    """A number to compare by; nothing and NaN count as the worst."""
+    return value if isinstance(value, (int, float)) and value == value else math.inf
+
+
 def _test_section(
     figures: _Figures, frames: Sequence[Frame], answers: Sequence[Answer], errors: dict[str, Any]
 ) -> str:
     """Everything about the test set: errors, parity, elements, worst structures."""
     if not frames:
-        return _section("Test errors", "<p>This run had no test structures.</p>")
+        return page.section("Test errors", "<p>This run had no test structures.</p>")
     parts = [
-        _section("Test errors", _error_table(errors, metrics.errors(frames, naive(frames)))),
-        _section(
+        page.section("Test errors", _error_table(errors, metrics.errors(frames, naive(frames)))),
+        page.section(
             "Predicted against label",
             figures(
                 "energy",
@@ -194,8 +175,8 @@ def _test_section(
             }
             for z, found in by_element.items()
         ]
-        parts.append(_section("Errors by element", _content(rows)))
-    parts.append(_section("Structures with the largest errors", _worst(frames, answers)))
+        parts.append(page.section("Errors by element", page.values(rows)))
+    parts.append(page.section("Structures with the largest errors", _worst(frames, answers)))
     return "\n".join(part for part in parts if part)
 
 
@@ -214,14 +195,14 @@ def _error_table(errors: dict[str, Any], reference: dict[str, Any]) -> str:
                 for source in (group, base)
                 for kind in ("mae", "rmse")
             ]
-            lines.append(_row([*first, words, *values, unit], css, block=bool(first[0])))
+            lines.append(page.row([*first, words, *values, unit], css, block=bool(first[0])))
             first = ["", ""]
     note = (
         '<p class="soft">The naive predictor gives every structure the energy that its composition '
         "explains (least squares on these structures), no forces and the mean stress: the level "
         "to compare with.</p>"
     )
-    return _table(head, css, lines) + note
+    return page.table(head, css, lines) + note
 
 
 def _worst(frames: Sequence[Frame], answers: Sequence[Answer]) -> str:
@@ -250,7 +231,7 @@ def _worst(frames: Sequence[Frame], answers: Sequence[Answer]) -> str:
     note = f'<p class="soft">{escape(where)} from 0.</p>'
     for row in rows:
         row.update({name: number(row.get(name)) for name in words if name not in places})
-    return _content([{title: row[name] for name, title in words.items()} for row in rows]) + note
+    return page.values([{title: row[name] for name, title in words.items()} for row in rows]) + note
 
 
 def _history_section(figures: _Figures, history: Sequence[dict[str, Any]]) -> str:
@@ -258,8 +239,8 @@ def _history_section(figures: _Figures, history: Sequence[dict[str, Any]]) -> st
         return ""
     caption = "Errors are those of the validation set; a dotted line marks a new stage."
     drawn = figures("learning_curves", caption, lambda: plots.learning_curves(history))
-    last = _folded("Last epoch in numbers", _content(dict(history[-1])))
-    return _section("Training", drawn + last)
+    last = page.folded("Last epoch in numbers", page.values(dict(history[-1])))
+    return page.section("Training", drawn + last)
 
 
 def label_table(report: LabelReport) -> list[dict[str, Any]]:
@@ -278,66 +259,23 @@ def label_table(report: LabelReport) -> list[dict[str, Any]]:
     ]
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+def _versions() -> dict[str, str]:
+    """What ran, and on what."""
+    import jax
+
+    names = ("eqnet", "jax", "jaxlib", "flax", "optax", "e3nn-jax", "numpy", "ase")
+    device = jax.devices()[0]
+    return {name: version(name) for name in names} | {
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{device.platform} ({device.device_kind})",
+    }
 
 
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
-
-
-def _content(content: Any) -> str:
-    """A value of the summary as HTML: mapping, list of mappings, list, or text."""
-    if isinstance(content, Mapping):
-        css = ("key", "")
-        return _table(
-            (), css, [_row([str(key), _text(value)], css) for key, value in content.items()]
-        )
-    if isinstance(content, Sequence) and content and isinstance(content[0], Mapping):
-        head = list(dict.fromkeys(key for row in content for key in row))
-        css = ["n" if all(_numeric(row.get(key)) for row in content) else "text" for key in head]
-        lines = [_row([_text(row.get(key)) for key in head], css) for row in content]
-        return _table(head, css, lines)
-    return f"<p>{escape(_text(content))}</p>" if content not in (None, "", [], ()) else ""
-
-
-def _numeric(value: Any) -> bool:
-    """Whether a cell belongs on the right: a number, or one that is formatted already."""
-    if isinstance(value, str):
-        return value.replace(",", "").replace("–", "0").removeprefix("-").replace(".", "").isdigit()
-    return value is None or isinstance(value, (int, float))
-
-
-def _table(head: Sequence[str], css: Sequence[str], lines: Sequence[str]) -> str:
-    """An HTML table; empty if it has no lines."""
-    if not lines:
-        return ""
-    titles = "".join(
-        f'<th class="{style}">{escape(str(title))}</th>'
-        for title, style in zip(head, css, strict=False)
-    )
-    top = f"<thead><tr>{titles}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table>{top}<tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _row(values: Sequence[str], css: Sequence[str], block: bool = False) -> str:
-    cells = (f'<td class="{style}">{escape(v)}</td>' for v, style in zip(values, css, strict=True))
-    return f"<tr{' class=block' if block else ''}>{''.join(cells)}</tr>"
-
-
-def _text(value: Any) -> str:
-    """A value for people; numbers keep the digits that mean something."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple, set)):
-        return ", ".join(_text(item) for item in value)
-    return str(value)
+def _options(config: Mapping[str, Any]) -> str:
+    """The options, spelt as on the command line."""
+    css = ("key", "")
+    return page.table((), css, [page.row([k, page.text(v)], css) for k, v in _flat(config).items()])
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -351,11 +289,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _title(key: str) -> str:
-    words = str(key).replace("_", " ")
-    return words[:1].upper() + words[1:]
-
-
 def _duration(seconds: float) -> str:
     """Seconds as people say them: 48 s, 5 min 12 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
@@ -363,13 +296,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} – eqnet</title><style>{CSS}</style></head><body><main>\n"
-        f"{body}\n<footer>Written by eqnet. Energies in eV, lengths in Å.</footer>"
-        "</main></body></html>\n"
-    )

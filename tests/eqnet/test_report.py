@@ -185,7 +185,7 @@ def test_worst_structures_come_first(tmp_path):
     frames, answers = labelled(30)
     answers[17] = answers[17]._replace(forces=answers[17].forces + 1.0)
     text = written(tmp_path, frames, answers)
-    table = text[text.index("Structures with the largest errors") :]
+    table = text[text.index("Structures with the largest errors") :].split("</table>")[0]
     rows = re.findall(r"<tr><td.*?</tr>", table)
     assert len(rows) == 10
     assert ">17<" in rows[0]
