@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eqnet.graph import AtomGraph
 
+Array = Any  # numpy on the host, jax on the device
 #: (weights, graph) -> forces [N, 3] and energies [N] of atoms, in the precision of the model.
 ForceField = Callable[[Any, AtomGraph], tuple[jax.Array, jax.Array]]
 
@@ -32,36 +34,36 @@ ForceField = Callable[[Any, AtomGraph], tuple[jax.Array, jax.Array]]
 class Thermostat(NamedTuple):
     """Langevin parameters; float64 scalars. Friction 0 is plain velocity Verlet."""
 
-    friction: jax.Array  # 1 / time
-    energy: jax.Array  # k T in eV
+    friction: Array  # 1 / time
+    energy: Array  # k T in eV
     key: jax.Array  # random key; the noise of step n depends on (key, n) only
 
 
 class Phase(NamedTuple):
     """A complete step: everything at the same time."""
 
-    positions: jax.Array  # [N, 3] angstrom, never wrapped
-    velocities: jax.Array  # [N, 3]
-    forces: jax.Array  # [N, 3] eV/angstrom
-    node_energy: jax.Array  # [N] eV, without reference energies
+    positions: Array  # [N, 3] angstrom, never wrapped
+    velocities: Array  # [N, 3]
+    forces: Array  # [N, 3] eV/angstrom
+    node_energy: Array  # [N] eV, without reference energies
 
 
 class Records(NamedTuple):
     """Filled on the device while a block runs. B steps, F frames."""
 
-    energies: jax.Array  # [B, 3] potential (without reference energies), kinetic, heat; eV
+    energies: Array  # [B, 3] potential (without reference energies), kinetic, heat; eV
     frames: Phase  # [F, N, ...]
 
 
 class Motion(NamedTuple):
     """State of the loop, float64."""
 
-    step: jax.Array  # number of the step whose forces come next
-    positions: jax.Array  # [N, 3] at that step
-    velocities: jax.Array  # [N, 3] half a step before (at step 0: of step 0)
-    heat: jax.Array  # eV that the thermostat has put in
+    step: Array  # number of the step whose forces come next
+    positions: Array  # [N, 3] at that step
+    velocities: Array  # [N, 3] half a step before (at step 0: of step 0)
+    heat: Array  # eV that the thermostat has put in
     last: Phase  # the last complete step
-    sound: jax.Array  # False once energy or forces were not finite
+    sound: Array  # False once energy or forces were not finite
     records: Records
 
 
@@ -69,23 +71,21 @@ class Neighborhood(NamedTuple):
     """Where the neighbours in the graph are valid."""
 
     graph: AtomGraph  # its positions are replaced at every step
-    offset: (
-        jax.Array
-    )  # [N, 3] positions of the graph minus those of the motion (whole cells, centring)
-    origin: jax.Array  # [N, 3] positions at which neighbours were found
-    reach: jax.Array  # angstrom an atom may move from there: half the skin
+    offset: Array  # [N, 3] positions of the graph minus those of the motion (whole cells, centring)
+    origin: Array  # [N, 3] positions at which neighbours were found
+    reach: Array  # angstrom an atom may move from there: half the skin
 
 
-def start(positions: jax.Array, velocities: jax.Array) -> Motion:
-    """State before step 0; [N, 3] float64 each. Records are empty."""
-    last = Phase(positions, velocities, jnp.zeros_like(positions), jnp.zeros(len(positions)))
+def start(positions: np.ndarray, velocities: np.ndarray) -> Motion:
+    """State before step 0, on the host; [N, 3] float64 each. Records are empty."""
+    zero = np.zeros_like(positions)
     return Motion(
-        step=jnp.zeros((), jnp.int64),
+        step=np.int64(0),
         positions=positions,
         velocities=velocities,
-        heat=jnp.zeros(()),
-        last=last,
-        sound=jnp.ones((), bool),
+        heat=np.float64(0),
+        last=Phase(positions, velocities, zero, zero[:, 0]),
+        sound=np.bool_(True),
         records=empty_records(len(positions), 0, 0),
     )
 
@@ -104,12 +104,12 @@ def run_block(
     weights: Any,
     hood: Neighborhood,
     motion: Motion,
-    masses: jax.Array,
-    time_step: jax.Array,
+    masses: Array,
+    time_step: Array,
     thermostat: Thermostat | None,
-    first: jax.Array,
-    end: jax.Array,
-    frame_interval: jax.Array,
+    first: Array,
+    end: Array,
+    frame_interval: Array,
 ) -> Motion:
     """Steps until step `end` is due, neighbours are stale or numbers are not finite. Pure, for jit.
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -41,6 +40,7 @@ from eqnet.potential import Potential
 from eqnet.velocities import degrees_of_freedom, fixed_atoms
 from eqnet.verlet_list import VerletList
 
+T = TypeVar("T")
 FRAME_BYTES = 2**26  # of frames kept on the device within one block
 MAX_BLOCK = 1000  # steps
 HOTTEST = 1e5  # kelvin; beyond it nothing is a simulation of atoms any more
@@ -143,23 +143,23 @@ class Simulation:
         """What goes to the device once."""
         graphdef, weights = nnx.split(self.potential)
         weights = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
-        self._weights = jax.device_put(weights, self.device)
+        self._weights = self._put(weights)
         n = len(self._atoms)
         masses = np.where(self._fixed, np.inf, self._atoms.get_masses())
         velocities = np.where(self._fixed[:, None], 0.0, self._atoms.get_velocities())
         self._num_device_atoms = size = self._list.offset.shape[0]
-        self._masses = jnp.asarray(_padded(masses, size, np.inf))
+        self._masses = self._put(_padded(masses, size, np.inf))
         self._thermostat = None
         if self.ensemble == "langevin":
             assert temperature is not None
             self._thermostat = Thermostat(
-                jnp.asarray(friction / units.fs),
-                jnp.asarray(units.kB * temperature),
+                np.float64(friction / units.fs),
+                np.float64(units.kB * temperature),
                 jax.random.key(seed),
             )
-        self._motion: Motion = start(
-            jnp.asarray(_padded(self._frame.positions, size, 0.0)),
-            jnp.asarray(_padded(velocities, size, 0.0)),
+        self._motion = start(
+            _padded(self._frame.positions, size, 0.0),
+            _padded(velocities, size, 0.0),
         )
         self._hood = self._neighborhood()
         assert n <= size
@@ -175,8 +175,17 @@ class Simulation:
 
         self._block = jax.jit(block)
 
+    def _put(self, tree: T) -> T:
+        """Bound to the device: inputs that are bound or not by turns would compile twice."""
+        return jax.device_put(tree, self.device)
+
     def _computing(self) -> Any:
         return computing(self.device, double=True, what=f"{len(self._atoms)} atoms")
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms of the structure."""
+        return len(self._atoms)
 
     @property
     def compilations(self) -> int:
@@ -259,27 +268,35 @@ class Simulation:
         with self._computing():
             room = self._frame_room(frame_interval)
             records = empty_records(self._num_device_atoms, MAX_BLOCK, room)
-            self._motion = self._motion._replace(records=records)
+            self._motion = self._put(self._motion._replace(records=records))
             while True:
                 self._motion = self._block(
                     self._weights,
                     self._hood,
                     self._motion,
                     self._masses,
-                    jnp.asarray(self.time_step * units.fs),
+                    np.float64(self.time_step * units.fs),
                     self._thermostat,
-                    jnp.asarray(first),
-                    jnp.asarray(end),
-                    jnp.asarray(frame_interval),
+                    np.int64(first),
+                    np.int64(end),
+                    np.int64(frame_interval),
                 )
                 if not bool(self._motion.sound):
-                    return "energy or forces are not finite"
+                    return self._reason()
                 if self.step >= end:
                     return None
                 try:
                     self._rebuild()
                 except InputError as error:
                     return str(error)
+
+    def _reason(self) -> str:
+        """Why numbers are not finite at the positions whose forces come next."""
+        try:
+            self._rebuild()
+        except InputError as error:
+            return str(error)
+        return "energy or forces are not finite; the structure is far from the training data"
 
     def _rebuild(self) -> None:
         """Neighbours at the positions whose forces come next."""
@@ -290,12 +307,8 @@ class Simulation:
     def _neighborhood(self) -> Neighborhood:
         assert self._list.graph is not None and self._list.frame is not None
         origin = _padded(self._list.frame.positions, self._list.offset.shape[0], 0.0)
-        return Neighborhood(
-            jax.device_put(self._list.graph, self.device),
-            jnp.asarray(self._list.offset),
-            jnp.asarray(origin),
-            jnp.asarray(self._list.skin / 2),
-        )
+        reach = np.float64(self._list.reach)
+        return self._put(Neighborhood(self._list.graph, self._list.offset, origin, reach))
 
     def _collect(self, first: int, frame_interval: int, seconds: float) -> Block:
         """The records of the steps that were completed."""
@@ -346,9 +359,14 @@ def _padded(values: np.ndarray, size: int, fill: float) -> np.ndarray:
     return out
 
 
-def drift(time_fs: np.ndarray, energy: np.ndarray, num_atoms: int) -> float:
-    """Slope of a conserved energy (eV) over time by least squares, in meV per atom and ps."""
+def drift(time_fs: np.ndarray, energy: np.ndarray, num_atoms: int) -> tuple[float, float]:
+    """Straight line through a conserved energy (eV) by least squares.
+
+    Returns:
+        The slope in meV per atom and ps, and the standard deviation from the line in meV per atom.
+    """
     if len(time_fs) < 2:
-        return 0.0
-    slope = np.polyfit((time_fs - time_fs.mean()) / 1000, energy - energy.mean(), 1)[0]
-    return float(1000 * slope / num_atoms)
+        return 0.0, 0.0
+    times, values = time_fs - time_fs.mean(), 1000 * (energy - energy.mean()) / num_atoms
+    slope = float(times @ values / (times @ times))
+    return 1000 * slope, float(np.std(values - slope * times))

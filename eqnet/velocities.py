@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 from ase.constraints import FixAtoms
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
 
 from eqnet.errors import InputError
 
@@ -34,12 +33,27 @@ def draw_velocities(atoms: Atoms, temperature: float, seed: int = 0) -> None:
     (no periodic axis).
     """
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
-    if fixed_atoms(atoms).any():
+    fixed = fixed_atoms(atoms)
+    spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
+    momenta = spread * rng.standard_normal((len(atoms), 3))
+    atoms.set_momenta(np.where(fixed[:, None], 0.0, momenta))
+    if fixed.any():
         return
-    Stationary(atoms, preserve_temperature=False)
+    masses, velocities = atoms.get_masses()[:, None], atoms.get_velocities()
+    velocities -= (masses * velocities).sum(axis=0) / masses.sum()
     if not atoms.pbc.any() and len(atoms) > 1:
-        ZeroRotation(atoms, preserve_temperature=False)
+        arms = atoms.positions - atoms.get_center_of_mass()
+        inertia = (masses[:, :, None] * _inertia(arms)).sum(axis=0)
+        momentum = np.cross(arms, masses * velocities).sum(axis=0)
+        # A linear molecule has no inertia about its axis, and no momentum either.
+        velocities -= np.cross(np.linalg.pinv(inertia, rcond=1e-9) @ momentum, arms)
+    atoms.set_velocities(velocities)
+
+
+def _inertia(arms: np.ndarray) -> np.ndarray:
+    """Tensor of inertia of unit masses at `arms` [n, 3], [n, 3, 3]."""
+    squares = (arms**2).sum(axis=1)[:, None, None]
+    return squares * np.eye(3) - arms[:, :, None] * arms[:, None, :]
 
 
 def degrees_of_freedom(atoms: Atoms, *, conserving: bool) -> int:

@@ -22,6 +22,7 @@ from eqnet.graph import AtomGraph
 
 MAX_WASTE = 2.0  # a shape in use is taken again up to this many times the slots needed,
 SMALL = 512  # or if it has no more slots than this
+FAR = 5.0  # angstrom an atom may move when no pair can be missing; then float32 is centred anew
 
 
 class VerletList:
@@ -33,6 +34,7 @@ class VerletList:
             vectors and centring; zero for padding.
         shapes: all shapes handed out so far.
         builds: how often neighbours were searched.
+        reach: how far an atom may move (angstrom) before they must be searched again.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class VerletList:
         self.dtype = np.dtype(dtype)
         self.shapes: list[Shape] = []
         self.builds = 0
+        self.reach = 0.0
         self.graph: AtomGraph | None = None
         self.offset = np.zeros((0, 3))
         self.frame: Frame | None = None
@@ -53,13 +56,11 @@ class VerletList:
         old = self.frame
         return (
             old is not None
-            and self.skin > 0
+            and self.reach > 0
             and np.array_equal(old.numbers, frame.numbers)
             and np.array_equal(old.pbc, frame.pbc)
             and np.array_equal(old.cell, frame.cell)
-            and bool(
-                np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.skin**2 / 4
-            )
+            and bool(np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach**2)
         )
 
     def build(self, frame: Frame) -> AtomGraph:
@@ -77,6 +78,7 @@ class VerletList:
         self.offset = np.zeros((shape.atoms, 3))
         self.offset[: len(frame)] = -item.offset
         self.frame = replace(frame, positions=frame.positions.copy())
+        self.reach = FAR if _complete(item) else self.skin / 2
         self.builds += 1
         return self.graph
 
@@ -101,6 +103,11 @@ class VerletList:
         shape = roomy(item, fine=fine)
         self.shapes.append(shape)
         return shape
+
+
+def _complete(item: Item) -> bool:
+    """Whether all pairs are in the list: a molecule smaller than the cutoff."""
+    return not item.frame.pbc.any() and item.num_edges == item.num_atoms * (item.num_atoms - 1)
 
 
 def fits(shape: Shape, item: Item) -> bool:

@@ -51,11 +51,14 @@ MODELS = {"morse": (MorseConfig, Morse)}
 
 
 def morse_potential(
-    elements: tuple[int, ...] = (1, 6, 8), dtype: str = "float64", r_max: float = 4.0
+    elements: tuple[int, ...] = (1, 6, 8),
+    dtype: str = "float64",
+    r_max: float = 4.0,
+    steepness: float = 1.3,
 ) -> Potential:
     """A potential with large reference energies; weights in `dtype`."""
     with jax.enable_x64(dtype == "float64"):
-        model = Morse(MorseConfig(elements, r_max=r_max), rngs=nnx.Rngs(0))
+        model = Morse(MorseConfig(elements, r_max, steepness), rngs=nnx.Rngs(0))
         number = len(elements)
         potential = Potential(
             model,

@@ -1,0 +1,111 @@
+"""`eqnet info model.eqnet`: what is in a model file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNITS = {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/A", "stress": "meV/A^3"}
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """What is in a model file: model, elements, energies, training, versions."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model file, as `eqnet train` writes it."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    from eqnet.scripts.command_line import parse
+
+    options = parse(InfoOptions, sys.argv[1:] if argv is None else argv, command="info")
+    from eqnet.model_file import read_info
+
+    info = read_info(options.model)
+    if options.json:
+        print(json.dumps(info, indent=1))
+        return 0
+    from rich.console import Console
+
+    _show(Console(soft_wrap=True), info)
+    return 0
+
+
+def _show(console: Console, info: dict[str, Any]) -> None:
+    """Tables of the file, its model, its elements and its training."""
+    console.print(info["file"], style="bold", markup=False)
+    general = {
+        "model": info["model"],
+        "parameters": f"{info['num_parameters']} in {len(info['weights'])} arrays, {info['dtype']}",
+        "cutoff": f"{info['potential']['cutoff']:g} A",
+        "pair repulsion": "ZBL" if info["potential"]["pair_repulsion"] else "none",
+        "structures with answers": info["num_examples"],
+        "size": f"{info['bytes'] / 1e6:.2f} MB, format {info['format']}",
+        "written by": f"eqnet {info['eqnet']}, "
+        + ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
+        "units": ", ".join(f"{name} {unit}" for name, unit in info["units"].items()),
+        "SHA-256": info["sha256"],
+    }
+    _pairs(console, "", general.items())
+    _elements(console, info["potential"])
+    _pairs(console, f"options of {info['model']}", info["config"].items())
+    _pairs(console, "training", flat(info["training"]))
+
+
+def _elements(console: Console, potential: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from eqnet.data.elements import symbol
+
+    columns = ("element", "isolated atom (eV)", "shift (eV)", "scale (eV)")
+    table = Table(*columns, box=None, title="elements", title_justify="left")
+    keys = ("elements", "atomic_energies", "shift", "scale")
+    for z, *values in zip(*(potential[key] for key in keys), strict=True):
+        table.add_row(symbol(z), *(f"{value:.6f}" for value in values))
+    console.print()
+    console.print(table)
+
+
+def _pairs(console: Console, title: str, rows: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, title=title or None, title_justify="left")
+    for name, value in rows:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(name, escape(text))
+    if table.rows:
+        console.print()
+        console.print(table)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Rows of nested values with dotted names; errors with their units."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+            continue
+        quantity, _, measure = name.rpartition("_")
+        if measure in ("mae", "rmse") and quantity in UNITS and isinstance(value, (int, float)):
+            yield prefix + name, f"{value:.3f} {UNITS[quantity]}"
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield prefix + name, text
+
+
+if __name__ == "__main__":
+    from eqnet.scripts import run
+
+    sys.exit(run("info"))

@@ -1,0 +1,104 @@
+"""What `md` and `relax` share: the structure to begin with and the files to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eqnet.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+XYZ = (".xyz", ".extxyz")
+
+
+def read_structure(file: str, index: int) -> Atoms:
+    """One structure of a file; negative indices count from the end.
+
+    Raises:
+        InputError: the file cannot be read, or has no such structure.
+    """
+    from eqnet.data.read import read_images
+
+    images = read_images(file)
+    if not -len(images) <= index < len(images):
+        raise InputError(
+            f"{file}: there is no frame {index}; it has {len(images)} (--index counts from 0)"
+        )
+    return images[index]
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse, before any work, to write over what is there.
+
+    Raises:
+        InputError: an output is an input, exists (without `overwrite`), or has no folder.
+    """
+    for path in outputs:
+        if path.resolve() in {Path(file).resolve() for file in inputs}:
+            raise InputError(f"{path} would overwrite an input; name another file with --output")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file with --output")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; name another file with --output or add --overwrite")
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError(f"two outputs have the same name: {', '.join(map(str, outputs))}")
+
+
+def open_trajectory(path: Path) -> tuple[Callable[[Atoms], None], Callable[[], None]]:
+    """Functions that write a frame and that close the file: extended XYZ or ASE's .traj by suffix.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if path.suffix.lower() in XYZ:
+            from ase.io.extxyz import write_extxyz
+
+            file = path.open("w", encoding="utf-8")
+
+            def write(atoms: Atoms) -> None:
+                write_extxyz(file, [atoms])
+                file.flush()
+
+            return write, file.close
+        from ase.io.trajectory import TrajectoryWriter
+
+        writer = TrajectoryWriter(str(path), "w")
+        return writer.write, writer.close
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a suffix for which ASE has no writer of single structures.
+
+    Raises:
+        InputError: naming the suffix.
+    """
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    try:
+        name = filetype(str(path), read=False)
+    except UnknownFileTypeError:
+        name = ""
+    if name not in ioformats or not ioformats[name].can_write:
+        raise InputError(f"{path}: ASE cannot write such a file; end the name with .xyz")
+
+
+def write_structure(path: Path, atoms: Atoms) -> None:
+    """One structure in the format of its suffix; .xyz is extended XYZ.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from ase.io import write
+
+    try:
+        write(path, atoms, format="extxyz" if path.suffix.lower() in XYZ else None)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,42 @@
+"""`eqnet info` shows what is in a model file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from morse import model_of, morse_potential
+
+from eqnet.model_file import save
+from eqnet.scripts import run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    potential = morse_potential()
+    path = tmp_path / "model.eqnet"
+    training = {"errors": {"forces_mae": 12.3456, "energy_per_atom_rmse": 0.5}, "file": "[a].xyz"}
+    config = model_of(potential).config
+    save(path, potential, model_name="morse", config=config, training=training, examples=[])
+    return str(path)
+
+
+def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", [model]) == 0
+    out = capsys.readouterr().out
+    for text in ("morse", "r_max", "-6000.000000", "12.346 meV/A", "0.500 meV/atom", "[a].xyz"):
+        assert text in out
+    assert model in out.replace("\n", "")
+
+
+def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", [model, "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["potential"]["elements"] == [1, 6, 8]
+    assert info["training"]["errors"]["forces_mae"] == 12.3456
+
+
+def test_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", ["nothing.eqnet"]) == 2
+    assert capsys.readouterr().err == "eqnet: error: nothing.eqnet: no such model file\n"

@@ -1,0 +1,164 @@
+"""`eqnet md` writes a trajectory and a log, and refuses before it works."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import molecule
+from ase.constraints import FixAtoms
+from ase.io import read, write
+from morse import MODELS, model_of, morse_potential
+
+import eqnet.models
+from eqnet.model_file import save
+from eqnet.scripts import run
+from eqnet.scripts.md import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and an ethanol, and the process in it."""
+    monkeypatch.setitem(eqnet.models.MODELS, "morse", MODELS["morse"])
+    potential = morse_potential()
+    config = model_of(potential).config
+    path = tmp_path / "model.eqnet"
+    save(path, potential, model_name="morse", config=config, training={}, examples=[])
+    write(tmp_path / "ethanol.xyz", molecule("CH3CH2OH"), format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def frame(path: str, index: int = -1) -> Atoms:
+    atoms = read(path, index=index)
+    assert isinstance(atoms, Atoms)
+    return atoms
+
+
+def frames(path: str) -> list[Atoms]:
+    atoms = read(path, index=":")
+    assert isinstance(atoms, list)
+    return atoms
+
+
+def rows(path: str) -> list[dict[str, float]]:
+    with open(path, newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_nve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--steps", "50", "--traj-interval", "20"]
+    assert main([*argv, "--log_interval=25", "--dtype", "float64"]) == 0
+    images, log = frames("ethanol_md.traj"), rows("ethanol_md.csv")
+    assert [row["step"] for row in log] == [0, 25, 50]
+    assert log[1]["time_fs"] == 12.5
+    assert len(images) == 4  # 0, 20, 40 and the end
+    assert images[0].get_potential_energy() == pytest.approx(log[0]["potential_eV"], abs=1e-8)
+    assert images[-1].get_potential_energy() == pytest.approx(log[-1]["potential_eV"], abs=1e-8)
+    assert images[-1].get_kinetic_energy() == pytest.approx(log[-1]["kinetic_eV"], abs=1e-8)
+    assert images[-1].get_forces().shape == (9, 3)
+    assert np.ptp([row["total_eV"] for row in log]) < 1e-2
+    out = capsys.readouterr().out
+    assert "drift" in out and "meV/atom/ps" in out and "ethanol_md.csv" in out
+
+
+def test_langevin_to_xyz_and_on_with_its_velocities(folder: Path) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--ensemble", "langevin", "--time_ps", "0.02"]
+    assert main([*argv, "--output", "hot.xyz", "--temperature", "500", "--seed", "3"]) == 0
+    images, log = frames("hot.xyz"), rows("hot.csv")
+    assert len(images) == 3 and len(log) == 5
+    assert "conserved_eV" in log[0] and images[-1].has("momenta")
+    argv = ["model.eqnet", "hot.xyz", "--velocities", "file", "--steps", "2", "--output", "on.traj"]
+    assert main(argv) == 0
+    first = frame("on.traj", 0)
+    np.testing.assert_allclose(first.get_momenta(), images[-1].get_momenta(), atol=1e-6)
+
+
+def test_fixed_atoms_and_chosen_frame(folder: Path) -> None:
+    images = [molecule("H2O"), molecule("CH3CH2OH")]
+    images[0].set_constraint(FixAtoms([0]))
+    write("two.traj", images)
+    assert main(["model.eqnet", "two.traj", "--index", "0", "--steps", "20"]) == 0
+    first, last = frame("two_md.traj", 0), frame("two_md.traj", -1)
+    assert str(last.symbols) == "OH2"
+    assert (first.positions[0] == last.positions[0]).all()
+    assert (first.positions[1] != last.positions[1]).any()
+
+
+def test_speed_of_the_fastest_atom_is_thermal(folder: Path) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--steps", "1", "--temperature", "1000"]
+    assert main(argv) == 0
+    kinetic = rows("ethanol_md.csv")[0]["kinetic_eV"]
+    assert 0.3 < kinetic / (0.5 * 21 * units.kB * 1000) < 2.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none.eqnet", "ethanol.xyz"], "none.eqnet: no such model file"),
+        (["model.eqnet", "none.xyz"], "none.xyz: there is no such file"),
+        (["model.eqnet", "ethanol.xyz", "--index", "3"], "no frame 3; it has 1"),
+        (["model.eqnet", "ethanol.xyz", "--steps", "5", "--time_ps", "1"], "twice"),
+        (["model.eqnet", "ethanol.xyz", "--steps", "0"], "0 steps"),
+        (["model.eqnet", "ethanol.xyz", "--friction", "0.1"], "no effect without --ensemble"),
+        (["model.eqnet", "ethanol.xyz", "--temperature", "-1"], "--temperature"),
+        (["model.eqnet", "ethanol.xyz", "--time_step", "nan"], "--time_step"),
+        (["model.eqnet", "ethanol.xyz", "--traj_interval", "0"], "--traj_interval"),
+        (["model.eqnet", "ethanol.xyz", "--output", "a.pdb"], "end the name with .traj or .xyz"),
+        (["model.eqnet", "ethanol.xyz", "--output", "ethanol.xyz"], "overwrite an input"),
+        (["model.eqnet", "ethanol.xyz", "--output", "no/a.xyz"], "folder no does not exist"),
+        (["model.eqnet", "ethanol.xyz", "--velocities", "file"], "has no velocities"),
+        (["model.eqnet", "ethanol.xyz", "--tempratur", "1"], "did you mean --temperature"),
+        (["model.eqnet", "ethanol.xyz", "--device", "abacus"], "abacus"),
+        (["model.eqnet", "neon.xyz"], "element Ne"),
+    ],
+)
+def test_refusals(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    write("neon.xyz", Atoms("Ne"), format="extxyz")
+    before = sorted(path.name for path in folder.iterdir())
+    assert run("md", argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("eqnet: error: ") and message in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_files_are_not_overwritten_by_chance(folder: Path) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--steps", "2"]
+    assert run("md", argv) == 0
+    before = Path("ethanol_md.traj").read_bytes()
+    assert run("md", argv) == 2
+    assert Path("ethanol_md.traj").read_bytes() == before
+    assert run("md", [*argv, "--overwrite", "--seed", "1"]) == 0
+    assert Path("ethanol_md.traj").read_bytes() != before
+
+
+def test_unstable_run_keeps_the_last_good_frame(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--ensemble", "langevin", "--friction", "0.1"]
+    assert run("md", [*argv, "--temperature", "60000", "--steps", "5000"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("eqnet: error: stopped at step ") and "last good step" in err
+    last = frame("ethanol_md.traj", -1)
+    assert np.isfinite(last.positions).all() and np.isfinite(last.get_forces()).all()
+
+
+@pytest.mark.parametrize("command", ["md", "relax", "info"])
+def test_help_needs_no_jax(command: str) -> None:
+    code = (
+        f"import sys; from eqnet.scripts import run\n"
+        f"try: run({command!r}, ['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'jax' not in sys.modules and 'ase' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: eqnet" in done.stdout

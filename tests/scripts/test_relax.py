@@ -1,0 +1,104 @@
+"""`eqnet relax` finds minima of atoms and cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io import read, write
+from morse import MODELS, by_hand, model_of, morse_potential
+
+import eqnet.models
+from eqnet.model_file import save
+from eqnet.scripts import run
+
+POTENTIAL = morse_potential(r_max=2.5, steepness=3.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(eqnet.models.MODELS, "morse", MODELS["morse"])
+    config = model_of(POTENTIAL).config
+    path = tmp_path / "model.eqnet"
+    save(path, POTENTIAL, model_name="morse", config=config, training={}, examples=[])
+    water = molecule("H2O")
+    water.rattle(0.05, seed=1)
+    write(tmp_path / "water.xyz", water, format="extxyz")
+    crystal = bulk("C", "fcc", 2.2)
+    crystal.rattle(0.02, seed=1)
+    write(tmp_path / "crystal.xyz", crystal * (1, 1, 2), format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def frame(path: str, index: int = -1) -> Atoms:
+    atoms = read(path, index=index)
+    assert isinstance(atoms, Atoms)
+    return atoms
+
+
+def frames(path: str) -> list[Atoms]:
+    atoms = read(path, index=":")
+    assert isinstance(atoms, list)
+    return atoms
+
+
+def energy(atoms: Atoms) -> float:
+    return by_hand(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, POTENTIAL, images=4)
+
+
+@pytest.mark.parametrize("optimizer", ["bfgs", "lbfgs", "fire"])
+def test_molecule(folder: Path, capsys: pytest.CaptureFixture[str], optimizer: str) -> None:
+    assert run("relax", ["model.eqnet", "water.xyz", "--optimizer", optimizer]) == 0
+    relaxed, way = frame("water_relaxed.xyz"), frames("water_relaxed.traj")
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.01
+    np.testing.assert_allclose(way[-1].positions, relaxed.positions, atol=1e-7)
+    assert way[0].get_potential_energy() > way[-1].get_potential_energy()
+    for axis in range(3):  # a minimum of the brute-force energy too
+        for sign in (1, -1):
+            moved = relaxed.copy()
+            moved.positions[0, axis] += sign * 0.05
+            assert energy(moved) > energy(relaxed)
+    out = capsys.readouterr().out
+    assert "largest force (eV/A)" in out and "water_relaxed.xyz" in out
+
+
+def test_cell(folder: Path) -> None:
+    argv = ["model.eqnet", "crystal.xyz", "--cell", "--fmax", "0.001", "--output", "end.xyz"]
+    assert run("relax", argv) == 0
+    relaxed = frame("end.xyz")
+    assert np.abs(relaxed.get_stress()).max() < 1e-3
+    for factor in (0.995, 1.005):
+        strained = relaxed.copy()
+        strained.set_cell(relaxed.cell.array * factor, scale_atoms=True)
+        assert energy(strained) > energy(relaxed)
+
+
+def test_not_converged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("relax", ["model.eqnet", "water.xyz", "--steps", "1", "--fmax", "1e-9"]) == 1
+    assert "not relaxed to 1e-09 eV/A within 1 steps" in capsys.readouterr().err
+    assert Path("water_relaxed.xyz").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["water.xyz", "--cell"], "--cell needs three periodic axes"),
+        (["water.xyz", "--fmax", "0"], "--fmax must be a positive number"),
+        (["water.xyz", "--optimizer", "newton"], "invalid choice"),
+        (["water.xyz", "--output", "water.qqq"], "ASE cannot write"),
+        (["water.xyz", "--output", "water.traj"], "same name"),
+        (["water.xyz", "--steps", "0"], "--steps must be at least 1"),
+    ],
+)
+def test_refusals(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    assert run("relax", ["model.eqnet", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("eqnet: error: ") and message in err and err.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
