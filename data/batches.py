@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -127,7 +127,7 @@ class Loader:
         batches = list(layers.T)
         return [*batches, rest] if len(rest) else batches
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches of an epoch from `start_step` on, prepared in a background thread."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(max(self.prefetch, 1))
         stop = threading.Event()

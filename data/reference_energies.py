@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class ReferenceReport:
 
 
 def atomic_energies(
-    how: str | Mapping[int | str, float],
+    how: str | Mapping[Any, float],
     frames: Sequence[Frame],
     isolated: Mapping[int, float],
     elements: Sequence[int],
@@ -73,7 +74,7 @@ def atomic_energies(
     return energies, _report(known, energies, frames, elements, notes)
 
 
-def _by_number(given: Mapping[int | str, float]) -> dict[int, float]:
+def _by_number(given: Mapping[Any, float]) -> dict[int, float]:
     from ase.data import atomic_numbers
 
     energies = {}

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 
+T = TypeVar("T")
 PARTS = ("train", "valid", "test")
 
 
@@ -24,7 +24,7 @@ class Split:
     valid: list[int]
     test: list[int]
 
-    def select(self, frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame], list[Frame]]:
+    def select(self, frames: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
         """The frames of the three parts."""
         train, valid, test = ([frames[i] for i in part] for part in self.parts())
         return train, valid, test

@@ -1,0 +1,124 @@
+"""Neighbour lists against a plain loop over images, for every kind of boundary."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eqnet.data.neighbors import average_num_neighbors, neighbor_list
+from eqnet.errors import InputError
+
+
+def brute_force(positions, cell, pbc, cutoff):
+    """Set of (i, j, shift) by looking at every image that can be near, one by one."""
+    periodic = np.asarray(pbc)
+    vectors = np.where(periodic[:, None], cell, 0.0)
+    limits = [0, 0, 0]
+    if periodic.any():
+        inverse = np.linalg.pinv(vectors)
+        span = np.ptp(positions @ inverse, axis=0)
+        reach = cutoff * np.linalg.norm(inverse, axis=0)
+        limits = [
+            int(np.ceil(s + r)) + 1 if p else 0 for s, r, p in zip(span, reach, pbc, strict=True)
+        ]
+    found = set()
+    for shift in itertools.product(*(range(-n, n + 1) for n in limits)):
+        r = positions[None, :] + np.array(shift) @ vectors - positions[:, None]
+        near = np.linalg.norm(r, axis=-1) < cutoff
+        if shift == (0, 0, 0):
+            near &= ~np.eye(len(positions), dtype=bool)
+        found |= {(int(i), int(j), shift) for i, j in zip(*np.nonzero(near), strict=True)}
+    return found
+
+
+def as_set(edges):
+    shifts = map(tuple, edges.shifts.tolist())
+    return set(zip(edges.centers.tolist(), edges.neighbors.tolist(), shifts, strict=True))
+
+
+def random_case(seed: int):
+    """A structure with a skewed cell, any periodic axes, perhaps left-handed, atoms anywhere."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag(rng.uniform(1.0, 5.0, 3)) + rng.uniform(-1.5, 1.5, (3, 3))
+    while abs(np.linalg.det(cell)) < 4.0:
+        cell = np.diag(rng.uniform(1.0, 5.0, 3)) + rng.uniform(-1.5, 1.5, (3, 3))
+    if rng.random() < 0.5:
+        cell = cell[[1, 0, 2]]  # the other handedness
+    pbc = rng.random(3) < 0.6
+    cell[~pbc] *= rng.integers(0, 2, 3)[~pbc, None]  # zero rows, or vectors that mean nothing
+    n = int(rng.integers(1, 6))
+    positions = rng.uniform(-3, 3, (n, 3))
+    outside = np.where(pbc[None, :], rng.integers(-3, 4, (n, 3)), 0)
+    return positions + outside @ cell, cell, pbc, float(rng.uniform(0.8, 4.5))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_equals_a_loop_over_images(seed):
+    positions, cell, pbc, cutoff = random_case(seed)
+    try:
+        edges = neighbor_list(positions, cell, pbc, cutoff)
+    except InputError:
+        r = positions[:, None] - positions[None]
+        assert len(positions) > 1 and (np.linalg.norm(r, axis=-1) < 1.0).sum() > len(positions)
+        return
+    assert as_set(edges) == brute_force(positions, cell, pbc, cutoff)
+    assert len(as_set(edges)) == len(edges.centers)
+    check_order_and_reverse(edges)
+    vectors = positions[edges.neighbors] + edges.shifts @ np.where(pbc[:, None], cell, 0.0)
+    distances = np.linalg.norm(vectors - positions[edges.centers], axis=1)
+    np.testing.assert_allclose(edges.distances, distances, atol=1e-9)
+
+
+def check_order_and_reverse(edges):
+    keys = [*edges.shifts.T[::-1], edges.neighbors, edges.centers]
+    np.testing.assert_array_equal(np.lexsort(keys), np.arange(len(edges.centers)))
+    np.testing.assert_array_equal(edges.centers[edges.reverse], edges.neighbors)
+    np.testing.assert_array_equal(edges.neighbors[edges.reverse], edges.centers)
+    np.testing.assert_array_equal(edges.shifts[edges.reverse], -edges.shifts)
+
+
+def test_one_atom_in_a_cell_much_smaller_than_the_cutoff():
+    edges = neighbor_list(np.array([[7.3, -2.1, 0.4]]), np.eye(3), np.ones(3, bool), 3.5)
+    lattice = np.array(list(itertools.product(range(-4, 5), repeat=3)))
+    assert len(edges.centers) == (np.linalg.norm(lattice, axis=1) < 3.5).sum() - 1
+    check_order_and_reverse(edges)
+
+
+def test_no_neighbours():
+    for n in (0, 1):
+        edges = neighbor_list(np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3, bool), 5.0)
+        assert len(edges.centers) == 0 and edges.shifts.shape == (0, 3)
+    assert average_num_neighbors([edges]) == 0.0
+
+
+def test_a_slab_whose_vacuum_vector_is_zero_or_short_is_not_periodic_there():
+    positions = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    pbc = np.array([True, True, False])
+    counts = [
+        len(neighbor_list(positions, np.diag([3.0, 3.0, c]), pbc, 2.5).centers)
+        for c in (0.0, 0.5, 20.0)
+    ]
+    assert counts == [2, 2, 2]
+
+
+def test_average_counts_atoms_of_all_structures():
+    chain = np.array([[0.0, 0, 0], [1.0, 0, 0], [2.0, 0, 0]])
+    lists = [neighbor_list(chain[:n], np.zeros((3, 3)), np.zeros(3, bool), 1.5) for n in (1, 3)]
+    assert average_num_neighbors(lists) == 4 / 4
+
+
+def test_coincident_atoms_and_useless_cutoffs_are_refused():
+    positions = np.array([[0.0, 0, 0], [3.0, 0, 0], [3.0, 0, 1e-5]])
+    with pytest.raises(InputError, match="atoms 1 and 2 coincide"):
+        neighbor_list(positions, np.zeros((3, 3)), np.zeros(3, bool), 5.0)
+    image = np.array([[0.0, 0, 0], [4.0, 4.0, 0]])
+    with pytest.raises(InputError, match="atoms 0 and 1 coincide"):
+        neighbor_list(image, 4 * np.eye(3), np.ones(3, bool), 3.0)
+    for cutoff in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="cutoff"):
+            neighbor_list(positions[:2], np.zeros((3, 3)), np.zeros(3, bool), cutoff)
