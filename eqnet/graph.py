@@ -1,17 +1,20 @@
 """AtomGraph: the only input of a model, a pytree of fixed shapes with masks.
 
-Neighbours are stored in rows, not as a list of edges: the sum over the neighbours of an atom is then
-the inner index of a matrix product, and every gradient is a gather through `reverse`, never a
+Neighbours are stored in rows, not as a list of edges: the sum over the neighbours of an atom is
+then the inner index of a matrix product, and every gradient is a gather through `reverse`, never a
 scatter. Letters in shapes: N atoms, G structures, R rows, K slots per row, S rows per atom.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 Array = Any  # a numpy array on the host, a jax array on the device
 
@@ -21,10 +24,10 @@ Array = Any  # a numpy array on the host, a jax array on the device
 class AtomGraph:
     """A batch of structures with their neighbours, padded to fixed shapes.
 
-    Row r lists neighbours of atom `centers[r]`; an atom with many neighbours has several rows
-    (`rows`). Slot (r, k) is the directed edge from the centre i to the neighbour j with displacement
-    r_ij = x_j + shifts @ cell - x_i. Padding slots point from an atom to itself and are their own
-    reverse, so that `reverse` is an involution on all slots.
+    Row r lists neighbours of atom `centers[r]`; an atom with many neighbours has several
+    rows (`rows`). Slot (r, k) is the directed edge from the centre i to the neighbour j with
+    displacement r_ij = x_j + shifts @ cell - x_i. Padding slots point from an atom to itself and
+    are their own reverse, so that `reverse` is an involution on all slots.
     """
 
     positions: Array  # [N, 3] angstrom
@@ -56,71 +59,101 @@ class AtomGraph:
         return self.rows.shape[1] == 1
 
 
-def _transpose_slots(slots: jax.Array, reverse: jax.Array) -> jax.Array:
-    """Move the value of every edge (i, j) to the slot of the edge (j, i); [R, K, ...]."""
-    flat = slots.reshape((-1,) + slots.shape[2:])
-    return flat[reverse]
+def _linear_pair(name: str, forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+    """Two linear maps (values, *indices) -> values that are each other's transposes, as primitives.
+
+    Derivatives of any order, forward or backward, then use these two maps and no scatter.
+    """
+    pair = []
+    for suffix, evaluate in (("", forward), ("_transposed", backward)):
+        primitive = Primitive(name + suffix)
+        primitive.def_impl(jax.jit(evaluate))
+        primitive.def_abstract_eval(
+            lambda *avals, f=evaluate: avals[0].update(shape=jax.eval_shape(f, *avals).shape)
+        )
+        mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
+        batching.primitive_batchers[primitive] = _batch_last(primitive)
+        pair.append(primitive)
+    for primitive, other in (pair, pair[::-1]):
+
+        def transpose(g, values, *indices, other=other):
+            del values
+            return (other.bind(g, *indices), *(None for _ in indices))
+
+        ad.deflinear2(primitive, transpose)
+        # only the values carry tangents; indices are integers
+        ad.primitive_jvps[primitive] = _only_first(primitive)
+    return pair[0].bind, pair[1].bind
 
 
-@jax.custom_vjp
-def _to_slots(x: jax.Array, graph: AtomGraph) -> jax.Array:
-    return x[graph.neighbors]
+def _only_first(primitive: Primitive) -> Callable:
+    def jvp(primals, tangents):
+        out = primitive.bind(*primals)
+        if type(tangents[0]) is ad.Zero:
+            return out, ad.Zero.from_primal_value(out)
+        return out, primitive.bind(tangents[0], *primals[1:])
+
+    return jvp
 
 
-@jax.custom_vjp
-def _from_slots(slots: jax.Array, graph: AtomGraph) -> jax.Array:
-    return sum_rows(_transpose_slots(slots, graph.reverse).sum(1), graph)
+def _batch_last(primitive: Primitive) -> Callable:
+    """A batch of values becomes one more trailing axis."""
+
+    def rule(operands, axes):
+        values, *indices = operands
+        if any(axis is not None for axis in axes[1:]):
+            raise NotImplementedError("graphs cannot be batched by vmap; pack them into one graph")
+        out = primitive.bind(jnp.moveaxis(values, axes[0], -1), *indices)
+        return out, out.ndim - 1
+
+    return rule
 
 
-# Each is the transpose of the other, so derivatives of any order stay gathers.
-_to_slots.defvjp(
-    lambda x, graph: (_to_slots(x, graph), graph),
-    lambda graph, g: (_from_slots(g, graph), None),
-)
-_from_slots.defvjp(
-    lambda slots, graph: (_from_slots(slots, graph), graph),
-    lambda graph, g: (_to_slots(g, graph), None),
-)
+def _to_slots(x, neighbors, reverse, rows, centers):
+    del reverse, rows, centers
+    return x[neighbors]
+
+
+def _from_slots(slots, neighbors, reverse, rows, centers):
+    del neighbors, centers
+    total = slots.reshape((-1, *slots.shape[2:]))[reverse].sum(1)
+    return total if rows.shape[1] == 1 else total[rows].sum(1)
+
+
+def _to_rows(x, rows, centers):
+    del rows
+    return x[centers]
+
+
+def _from_rows(values, rows, centers):
+    del centers
+    return values[rows].sum(1)
+
+
+_slots, _slots_transposed = _linear_pair("gather_neighbors", _to_slots, _from_slots)
+_rows, _rows_transposed = _linear_pair("gather_centers", _to_rows, _from_rows)
 
 
 def gather_neighbors(x: jax.Array, graph: AtomGraph) -> jax.Array:
     """Values of the neighbours: [N, ...] -> [R, K, ...]."""
-    return _to_slots(x, graph)
+    return _slots(x, graph.neighbors, graph.reverse, graph.rows, graph.centers)
 
 
 def scatter_neighbors(slots: jax.Array, graph: AtomGraph) -> jax.Array:
-    """Sum over the edges that end at each atom, the transpose of `gather_neighbors`: [R, K, ...] -> [N, ...]."""
-    return _from_slots(slots, graph)
-
-
-@jax.custom_vjp
-def _expand_rows(x: jax.Array, graph: AtomGraph) -> jax.Array:
-    return x[graph.centers]
-
-
-@jax.custom_vjp
-def _reduce_rows(rows: jax.Array, graph: AtomGraph) -> jax.Array:
-    return rows[graph.rows].sum(1)
-
-
-_expand_rows.defvjp(
-    lambda x, graph: (_expand_rows(x, graph), graph),
-    lambda graph, g: (_reduce_rows(g, graph), None),
-)
-_reduce_rows.defvjp(
-    lambda rows, graph: (_reduce_rows(rows, graph), graph),
-    lambda graph, g: (_expand_rows(g, graph), None),
-)
+    """Sum over the edges that end at each atom, the transpose: [R, K, ...] -> [N, ...]."""
+    return _slots_transposed(slots, graph.neighbors, graph.reverse, graph.rows, graph.centers)
 
 
 def gather_centers(x: jax.Array, graph: AtomGraph) -> jax.Array:
     """Value of the centre of each row: [N, ...] -> [R, ...]."""
-    return x if graph.one_row_per_atom else _expand_rows(x, graph)
+    return x if graph.one_row_per_atom else _rows(x, graph.rows, graph.centers)
 
 
-def sum_rows(rows: jax.Array, graph: AtomGraph) -> jax.Array:
+def sum_rows(values: jax.Array, graph: AtomGraph) -> jax.Array:
     """Sum of the rows of each atom: [R, ...] -> [N, ...]."""
-    return rows if graph.one_row_per_atom else _reduce_rows(rows, graph)
+    if graph.one_row_per_atom:
+        return values
+    return _rows_transposed(values, graph.rows, graph.centers)
 
 
 def sum_structures(x: jax.Array, graph: AtomGraph) -> jax.Array:

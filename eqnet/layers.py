@@ -118,14 +118,17 @@ class MLP(nnx.Module):
             for shape in zip(sizes[:-1], sizes[1:], strict=True)
         )
 
+    def factors(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The last product left undone: hidden values [..., n] and matrix [n, sizes[-1]]."""
+        matrices = [w[...] / np.sqrt(w[...].shape[0]).astype(w[...].dtype) for w in self.weights]
+        for matrix in matrices[:-1]:
+            x = self.activation(x @ matrix)
+        return x, matrices[-1]
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., sizes[0]] -> [..., sizes[-1]]."""
-        for n, param in enumerate(self.weights):
-            weight = param[...]
-            x = x @ (weight / np.sqrt(weight.shape[0]).astype(weight.dtype))
-            if n + 1 < len(self.weights):
-                x = self.activation(x)
-        return x
+        hidden, matrix = self.factors(x)
+        return hidden @ matrix
 
 
 class Gate(nnx.Module):
@@ -139,9 +142,7 @@ class Gate(nnx.Module):
         irreps_out: what it gives.
     """
 
-    def __init__(
-        self, irreps_out: Irreps | str, gates: Callable[[jax.Array], jax.Array] = sigmoid
-    ):
+    def __init__(self, irreps_out: Irreps | str, gates: Callable[[jax.Array], jax.Array] = sigmoid):
         self.gates = gates
         self.irreps_out = regrouped(irreps_out)
         self.gated = Irreps([m for m in self.irreps_out if m.ir.l > 0])

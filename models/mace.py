@@ -111,7 +111,9 @@ class Interaction(nnx.Module):
         graph: AtomGraph,
     ) -> tuple[IrrepsArray, IrrepsArray | None]:
         """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out], residual."""
-        message = self.convolve(self.product, self.up(x), harmonics, self.radial(basis), graph)
+        message = self.convolve(
+            self.product, self.up(x), harmonics, self.radial.factors(basis), graph
+        )
         message = self.down(message)
         message = IrrepsArray(message.irreps, message.array / self.avg_num_neighbors)
         if self.residual:

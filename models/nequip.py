@@ -138,7 +138,9 @@ class Interaction(nnx.Module):
     ) -> IrrepsArray:
         """Features [N, irreps_in], one-hot elements [N, Z] -> [N, irreps_out]."""
         z = x if self.norm is None else self.norm(x)
-        message = self.convolve(self.product, self.up(z), harmonics, self.radial(basis), graph)
+        message = self.convolve(
+            self.product, self.up(z), harmonics, self.radial.factors(basis), graph
+        )
         message = IrrepsArray(message.irreps, message.array * self.neighbor_scale)
         out = self.gate(add(self.down(message), self.self_connection(z, chosen)))
         return add(out, x) if self.residual else out
