@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -159,16 +159,21 @@ def _spell_out(word: str, optional: set[str]) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of the framed message that tyro prints."""
+    """What tyro prints in a box, without title and help: its first paragraph, in one line.
 
-    def words() -> Iterator[str]:
-        for line in box.splitlines():
-            inside = line.strip().strip("│|").strip()
-            if inside.startswith(("╭", "+")):
-                continue
-            if inside.startswith(("─", "-" * 8, "╰")):
-                return
-            yield inside
-
-    text = " ".join(words()).strip()
-    return text[:1].lower() + text[1:] if text else "the options could not be read"
+    Boxes are drawn with lines, or with blanks and a dashed line below the title where the output
+    is not UTF-8.
+    """
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        inside = line.strip().strip("│").strip()
+        if not inside.strip("─-╰╯") or inside.startswith("╭"):
+            if inside:
+                paragraphs.append([])
+        else:
+            paragraphs[-1].append(inside)
+    found = [" ".join(lines) for lines in paragraphs if lines]
+    if "╭" not in box:  # the title is a paragraph of its own
+        found = found[1:] or found
+    text = found[0].strip() if found else "the options could not be read"
+    return text[:1].lower() + text[1:]

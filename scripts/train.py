@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(list(sys.argv[1:] if argv is None else argv))
     check(options)
     options = resolve_choices(options)
+    if options.run.wandb_project is not None and find_spec("wandb") is None:
+        raise InputError("--wandb_project needs the package wandb: pip install wandb")
     from eqnet.progress import Progress
 
     with _computing(options):
@@ -239,10 +242,7 @@ def _sending(options: TrainOptions, progress: Progress) -> Iterator[None]:
     if project is None:
         yield
         return
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError("--wandb_project needs the package wandb: pip install wandb") from None
+    import wandb  # pyright: ignore[reportMissingImports]
 
     run = wandb.init(
         project=project, name=options.run.name, id=options.run.name, resume="allow",

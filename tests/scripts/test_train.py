@@ -1,0 +1,233 @@
+"""`eqnet train` from the command line: small, but whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+from ase.io import write
+
+from eqnet.data.frame import to_atoms
+from eqnet.scripts import main
+
+TINY = (
+    "--num_channels 4 --max_L 0 --max_ell 1 --correlation 1 --num_interactions 1 --r_max 3 "
+    "--radial_MLP 8 --batch_size 3 --num_test 4 --num_valid 4"
+).split()
+
+
+@pytest.fixture
+def water(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of 20 water molecules in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "water.xyz"
+    write(path, [to_atoms(frame) for frame in small_run.frames(20)], format="extxyz")
+    return path
+
+
+def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "water.xyz", *TINY, "--max_num_epochs", "3"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    run = Path("runs/water")
+    for text in ("REF_energy", "least_squares", "12 to train on", "weights in float32", "epoch 3/3",
+                 "eqnet md runs/water/water.eqnet", "naive"):  # fmt: skip
+        assert text in out
+    names = {p.name for p in run.iterdir()}
+    assert names == {
+        "config.yaml", "data.json", "metrics.jsonl", "metrics.csv", "log.txt", "checkpoints",
+        "water.eqnet", "water-last.eqnet", "results.json", "plots", "report.html",
+    }  # fmt: skip
+    results = json.loads((run / "results.json").read_text())
+    assert results["num_structures"] == 4 and results["complete"]
+    check_results(results, run)
+
+    assert main(command) == 0  # again: there is nothing to do
+    assert "is finished" in capsys.readouterr().out
+    assert main(["train", "--config", "runs/water/config.yaml"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main([*command, "--lr", "0.02"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("eqnet: error: runs/water holds a run with other options (lr was 0.01")
+    assert json.loads((run / "results.json").read_text()) == results
+
+
+def check_results(results: dict, run: Path) -> None:
+    """The test errors are those of the best model file on the recorded test structures."""
+    from eqnet.data.read import read
+    from eqnet.evaluation import evaluate
+    from eqnet.model_file import load
+
+    split = json.loads((run / "data.json").read_text())["split"]["test"]
+    frames = [read("water.xyz").frames[i] for i in split["frames"]]
+    answers = evaluate(load(run / "water.eqnet"), frames)
+    components, energies = [], []
+    for frame, answer in zip(frames, answers, strict=True):
+        assert frame.energy is not None
+        components.append(answer.forces - frame.forces)
+        energies.append(1000 * abs(answer.energy - frame.energy))
+    expected = 1000 * np.mean(np.abs(components))
+    assert results["forces_mae"] == pytest.approx(expected, rel=1e-4)
+    assert results["energy_mae"] == pytest.approx(np.mean(energies), rel=1e-3, abs=1e-2)
+    assert results["energy_per_atom_mae"] == pytest.approx(results["energy_mae"] / 3)
+
+
+def test_yaml_and_flags(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{a.strip('-')}: {b}" for a, b in zip(TINY[::2], TINY[1::2], strict=True)]
+    Path("c.yaml").write_text(
+        "\n".join(lines).replace("radial_MLP: 8", "radial_MLP: [8]")
+        + "\nmax_num_epochs: 50\nlr: 1e-3\ntrain_file: water.xyz\nname: from-yaml\n"
+    )
+    assert main(["train", "--config", "c.yaml", "--max_num_epochs=1", "--no-ema"]) == 0
+    config = Path("runs/from-yaml/config.yaml").read_text()
+    assert "max_num_epochs: 1\n" in config and "lr: 0.001\n" in config
+    assert "ema: false\n" in config and "ema_decay: null\n" in config
+    Path("c.yaml").write_text("learning_rate: 1\n")
+    assert main(["train", "--config", "c.yaml"]) == 2
+    assert "c.yaml: unknown option learning_rate" in capsys.readouterr().err
+
+
+def nan_force() -> list:
+    frames = small_run.frames(8)
+    forces = np.array(frames[5].forces)
+    forces[2, 0] = np.nan
+    return [*frames[:5], replace(frames[5], forces=forces), *frames[6:]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("nowhere.xyz", "nowhere.xyz: there is no such file"),
+        ("empty.xyz", "empty.xyz: 0 frames"),
+        ("nan.xyz", "nan.xyz, frame 5 of 8: REF_forces"),
+        ("element.xyz", "element.xyz, frame 0"),
+        ("shape.xyz", "shape.xyz, frame 0"),
+        ("water.xyz --energy_key energie", "no frame has the energy key energie"),
+        ("water.xyz --r_max 0", "r_max must be greater than 0"),
+        ("water.xyz --rmax 4", "unknown option --rmax; did you mean --r_max?"),
+        ("water.xyz --ema_decay 0.9 --no-ema", "--ema_decay has no effect without --ema"),
+        ("water.xyz --start_stage_two 4", "--start_stage_two has no effect without --stage_two"),
+        ("water.xyz --stress_weight 2", "no frame has stress"),
+        ("water.xyz --parity", "--parity has no effect on --model mace"),
+        ("water.xyz --device abacus", "device 'abacus' is not available here"),
+        ("water.xyz --work_dir water.xyz", "cannot be made"),
+        ("water.xyz --default_dtype float16", "invalid choice 'float16'"),
+        ("--train_file", "--train_file needs the name of a file"),
+        ("water.xyz --config nowhere.yaml", "nowhere.yaml cannot be read"),
+        ("water.xyz --wandb_project x", "needs the package wandb"),
+    ],
+)
+def test_mistakes_cost_one_sentence_and_leave_nothing(
+    water: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    Path("empty.xyz").write_text("")
+    write("nan.xyz", [to_atoms(frame) for frame in nan_force()], format="extxyz")
+    Path("element.xyz").write_text("1\nProperties=species:S:1:pos:R:3 energy=1\nQq 0 0 0\n")
+    Path("shape.xyz").write_text(
+        "1\nProperties=species:S:1:pos:R:3:forces:R:2 energy=1\nH 0 0 0 0 0\n"
+    )
+    before = set(os.listdir())
+    tiny = [] if "wandb" not in words else [*TINY, "--max_num_epochs", "1"]
+    assert main(["train", *words.split(), *tiny]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("eqnet: error: ") and error.count("\n") == 1
+    assert set(os.listdir()) == before
+
+
+# ------------------------------------------------------------------------- killed, as processes
+
+LONG = [
+    *TINY,
+    "--checkpoint_interval",
+    "0.3",
+    "--scheduler",
+    "plateau",
+    "--scheduler_patience",
+    "3",
+]
+
+
+def start(folder: Path, epochs: int) -> subprocess.Popen:
+    command = ["train", "water.xyz", *LONG, "--max_num_epochs", str(epochs)]
+    code = f"import sys; from eqnet.scripts import main; sys.exit(main({command!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for_rows(folder: Path, process: subprocess.Popen, rows: int) -> None:
+    path = folder / "runs" / "water" / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= rows:
+            return
+        time.sleep(0.02)
+
+
+def history(folder: Path) -> list[dict]:
+    lines = (folder / "runs" / "water" / "metrics.jsonl").read_text().splitlines()
+    clocks = ("wall_s", "structures_per_s", "compilations")
+    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
+
+
+def weights(folder: Path) -> list[bytes]:
+    found = []
+    for name in ("water.eqnet", "water-last.eqnet"):
+        with zipfile.ZipFile(folder / "runs" / "water" / name) as archive:
+            found.append(archive.read("weights.safetensors"))
+    return found
+
+
+def test_sigterm_saves_and_says_so(water: Path) -> None:
+    process = start(water.parent, 100_000)
+    wait_for_rows(water.parent, process, 3)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out
+    step = int(out.split("stopped by signal 15 after step ")[1].split(",")[0])
+    assert (water.parent / "runs" / "water" / "checkpoints" / f"{step:09d}").is_dir()
+    assert not (water.parent / "runs" / "water" / "lock").exists()
+
+
+@pytest.mark.slow
+def test_killed_ten_times_is_bit_identical(water: Path) -> None:
+    """SIGKILL at random moments: in the start-up, in training, while saving, at the end."""
+    epochs, rng = 1500, random.Random(time.time_ns())
+    unbroken, broken = water.parent / "unbroken", water.parent / "broken"
+    for folder in (unbroken, broken):
+        folder.mkdir()
+        shutil.copy(water, folder)
+    began = time.monotonic()
+    process = start(unbroken, epochs)
+    assert process.wait(timeout=600) == 0
+    whole = time.monotonic() - began
+    kills = 0
+    for kill in range(10):
+        process = start(broken, epochs)
+        if kill % 3:  # within the training
+            wait_for_rows(broken, process, len(history(broken)) + 1 if kill > 1 else 1)
+            time.sleep(rng.uniform(0, 1.0))
+        else:  # anywhere
+            time.sleep(rng.uniform(0, whole))
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    process = start(broken, epochs)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    assert kills >= 5  # the run was long enough to be hit
+    assert weights(broken) == weights(unbroken)
+    assert history(broken) == history(unbroken)
+    assert [row["epoch"] for row in history(broken)] == list(range(1, epochs + 1))
