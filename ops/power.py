@@ -168,7 +168,7 @@ class Power:
 
         irreps_out, out = regrouped(self.irreps_out), []
         for _, ir in irreps_out:
-            total, mixtures = jnp.zeros(()), {}
+            total, mixtures = jnp.zeros((), weights.dtype), {}
             for share, (target, tree) in zip(shares, self.trees, strict=True):
                 if target != ir:
                     continue
