@@ -1,6 +1,7 @@
 """A potential with a closed form, for tests of what surrounds a potential."""
 
 import itertools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,19 @@ STRENGTH = 0.05
 REFERENCE = {1: -13.5, 8: -2041.25}
 
 
+@dataclass(frozen=True)
+class PairsConfig:
+    """What a model file keeps of the model."""
+
+    elements: tuple[int, ...] = ELEMENTS
+    r_max: float = CUTOFF
+
+
 class Pairs(nnx.Module):
     """E = 1/2 sum_ij a (1 + s_i + s_j) (r_c^2 - r_ij^2)^2, with s the species index."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: PairsConfig | None = None, *, rngs=None, method="auto") -> None:
+        self.config = config or PairsConfig()
         self.strength = nnx.Param(jnp.asarray(STRENGTH))
 
     def __call__(self, graph):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase.io import iread, write
-from pair_potential import by_hand, pair_potential, random_frame
+from pair_potential import Pairs, PairsConfig, by_hand, pair_potential, random_frame
 
+import eqnet.models
 from eqnet import metrics, model_file
 from eqnet.data.frame import to_atoms
 from eqnet.evaluation import evaluate
@@ -16,13 +17,15 @@ from eqnet.scripts import main
 QUANTITIES = [f"{q}_{kind}" for q in metrics.QUANTITIES for kind in ("mae", "rmse")]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def model(tmp_path, monkeypatch):
-    """A model file by name: opening it gives the pair potential."""
-    potential = pair_potential()
+    """A model file of the pair potential."""
+    monkeypatch.setitem(eqnet.models.MODELS, "pairs", (PairsConfig, Pairs))
     path = tmp_path / "model.eqnet"
-    path.write_bytes(b"the weights")
-    monkeypatch.setattr(model_file, "load", lambda path, **options: potential)
+    potential = pair_potential()
+    model_file.save(
+        path, potential, model_name="pairs", config=PairsConfig(), training={}, examples=[]
+    )
     return path
 
 
@@ -128,6 +131,7 @@ def test_refusals(capsys, tmp_path, model, labelled):
     here = tmp_path / "x"
     cases = {
         "no such file": (model, here),
+        "not an eqnet model": (labelled, labelled),
         "there is no such file": (here, labelled),
         "batch_size": (model, labelled, "--batch_size", "0"),
         "unknown option --jsn": (model, labelled, "--jsn", here),
