@@ -211,7 +211,8 @@ def test_killed_ten_times_is_bit_identical(water: Path) -> None:
         shutil.copy(water, folder)
     began = time.monotonic()
     process = start(unbroken, epochs)
-    assert process.wait(timeout=600) == 0
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
     whole = time.monotonic() - began
     kills = 0
     for kill in range(10):
