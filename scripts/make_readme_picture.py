@@ -90,6 +90,7 @@ def draw_learning(axes: Axes, rows: list[dict]) -> None:
         words, unit = QUANTITIES[quantity]
         errors = [row[f"{quantity}_mae"] for row in rows]
         axes.plot(minutes, errors, color=color, label=f"{words}, {unit}")
+    axes.set_xlim(left=0)
     axes.set(yscale="log", xlabel="minutes of training", title="Validation MAE")
     axes.legend()
 
@@ -125,7 +126,7 @@ def draw_energy(axes: Axes, log: list[dict[str, str]], atoms: int) -> None:
     for color, key in zip(COLORS, ("potential", "total"), strict=False):
         values = np.array([float(row[f"{key}_eV"]) for row in log])
         energy = 1000 * (values - values[0]) / atoms
-        axes.plot(time, energy, color=color, linewidth=0.8 if key == "potential" else 1.8)
+        axes.plot(time, energy, color=color, linewidth=0.5 if key == "potential" else 1.8)
         axes.plot([], [], color=color, label=key)
     axes.set(xlabel="ps", ylabel="meV per atom, from the start")
     axes.set_title("Energy of a simulation, NVE")
