@@ -116,7 +116,7 @@ class Simulation:
         temperature: float | None = None,
         friction: float = 0.01,
         seed: int = 0,
-        skin: float = 0.5,
+        skin: float = 0.3,
         dtype: str = "float32",
         device: str | Device | None = None,
     ) -> None:

@@ -61,7 +61,7 @@ class MdOptions:
     """Steps between frames of the trajectory."""
     log_interval: int = 10
     """Steps between rows of the log."""
-    skin: float = 0.5
+    skin: float = 0.3
     """Angstrom added to the cutoff when neighbours are searched; results do not depend on it."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model; motion and energies are float64 always."""

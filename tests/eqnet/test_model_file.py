@@ -19,6 +19,7 @@ from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 from eqnet.evaluation import evaluate
 from eqnet.model_file import read_info, save, weights_of
+from eqnet.potential import Potential
 
 
 @pytest.fixture(autouse=True)
@@ -289,3 +290,25 @@ def test_replay_refuses_other_numbers(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
         load(path)
     assert isinstance(load(path, verify=False).model, nnx.Module)
+
+
+@pytest.mark.parametrize("name", ["mace", "nequip"])
+def test_models_of_the_library(tmp_path: Path, name: str) -> None:
+    config_class, model_class = eqnet.models.MODELS[name]
+    config = config_class(elements=(1, 8), num_channels=4, r_max=4.5)
+    potential = Potential(
+        model_class(config, rngs=nnx.Rngs(1)),
+        elements=(1, 8),
+        cutoff=4.5,
+        atomic_energies=[-13.0, -2041.0],
+        scale=[0.5, 0.7],
+        shift=[0.0, 0.1],
+        pair_repulsion=True,
+    )
+    path = tmp_path / "model.eqnet"
+    save(path, potential, model_name=name, config=config, training={}, examples=[])
+    loaded = load(path, dtype="float64")
+    weights, expected = weights_of(loaded), weights_of(potential)
+    assert set(weights) == set(expected) and loaded.pair_repulsion
+    for key, array in expected.items():
+        np.testing.assert_array_equal(weights[key], array.astype(np.float64))

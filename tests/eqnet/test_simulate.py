@@ -14,10 +14,14 @@ from flax import nnx
 from morse import Morse, model_of, morse_potential
 
 from eqnet import EqnetCalculator
+from eqnet.data.frame import from_atoms
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph, displacements
+from eqnet.models import MODELS
+from eqnet.potential import Potential, Prediction
 from eqnet.simulate import Block, Simulation, Unstable, drift
 from eqnet.velocities import degrees_of_freedom, draw_velocities
+from eqnet.verlet_list import VerletList
 
 POTENTIAL = morse_potential()
 SHORT = morse_potential(r_max=2.5)
@@ -307,3 +311,26 @@ def test_drift_of_a_straight_line() -> None:
     rate, noise = drift(times, -5e5 + 3e-6 * times, 10)
     assert rate == pytest.approx(0.3, rel=1e-3) and noise < 1e-3
     assert drift(times[:1], times[:1], 1) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_models_compute_in_single_precision_where_64_bit_types_exist(name: str) -> None:
+    """Dynamics is float64 around a float32 model: one that promotes would be slow in silence."""
+    config_class, model_class = MODELS[name]
+    config = config_class(elements=(1, 6, 8), num_channels=4)
+    neighbors = VerletList((1, 6, 8), config.r_max, 0.3, "float32")
+    graph = neighbors.build(from_atoms(ethanol()))
+
+    def predict() -> Prediction:
+        model = model_class(config, rngs=nnx.Rngs(0))
+        settings = {"atomic_energies": [0.0] * 3, "scale": [1.0] * 3, "shift": [0.0] * 3}
+        potential = Potential(
+            model, elements=(1, 6, 8), cutoff=config.r_max, pair_repulsion=True, **settings
+        )
+        graphdef, state = nnx.split(potential)
+        state = jax.tree.map(lambda x: x.astype(np.float32), state)
+        return nnx.merge(graphdef, state).predict(graph, stress=True)
+
+    with jax.enable_x64(True):
+        answer = jax.eval_shape(predict)
+    assert {leaf.dtype for leaf in jax.tree.leaves(answer)} == {np.dtype(np.float32)}
