@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ class Experiment:
         options: with nothing left to be decided.
         datasets: by role (train, valid, test), as far as there are files.
         frames: by role.
-        items: of train and valid, with their neighbours.
+        items: by role, with their neighbours.
         elements: atomic numbers of the training structures, ascending.
         atomic_energies: [Z] eV.
         references: how they were found, and notes a person should see.
@@ -49,6 +49,7 @@ class Experiment:
         shift: [Z] eV per atom, what a composition explains beyond the atomic energies.
         residual: eV per atom, rms of the energies that composition does not explain.
         config: of the model.
+        notes: what a person should see.
     """
 
     options: TrainOptions
@@ -62,6 +63,7 @@ class Experiment:
     shift: np.ndarray
     residual: float
     config: Any
+    notes: tuple[str, ...] = ()
 
     @property
     def stress(self) -> bool:
@@ -143,7 +145,7 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
     shift, residual = fit_shift(frames["train"], elements, energies)
     config_class = _config_class(options.model.model)
     r_max = chosen.get("r_max", _field_default(config_class, "r_max"))
-    items = {role: make_items(frames[role], elements, r_max) for role in ("train", "valid")}
+    items = {role: make_items(frames[role], elements, r_max) for role in frames}
     neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
     if neighbors == 0:
         raise InputError(
@@ -166,6 +168,7 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
         shift=shift,
         residual=residual,
         config=config,
+        notes=tuple(_repetitions(frames)),
     )
 
 
@@ -314,6 +317,23 @@ def _elements(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
                     "training structure contains; add some to the training structures"
                 )
     return tuple(elements)
+
+
+def _repetitions(frames: dict[str, list[Frame]]) -> Iterator[str]:
+    """Structures that are in two roles: their errors say nothing about new structures."""
+
+    def key(frame: Frame) -> bytes:
+        parts = (frame.numbers, np.round(frame.positions, 6) + 0.0, np.round(frame.cell, 6) + 0.0)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+    train = {key(frame) for frame in frames["train"]}
+    for role in ("valid", "test"):
+        again = [frame for frame in frames[role] if key(frame) in train]
+        if again:
+            yield (
+                f"{len(again)} {role} structures are also among the training structures (first: "
+                f"{again[0].name}); errors on them say little"
+            )
 
 
 # ------------------------------------------------------------------------------------- the rest

@@ -75,7 +75,7 @@ class Fit:
         self.state: TrainState = state
         self.best: Weights = training.copied(state.params)
         self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
-        self._saved = self._looked = self.begun
+        self._saved, self._looked = self.begun, 0.0
         self._seconds_before = 0.0
         self._pace = Pace()
 
@@ -181,17 +181,17 @@ class Fit:
 
     def _now_and_then(self) -> None:
         """Within a long epoch: look at the loss, save."""
-        now = time.monotonic()
-        if now - self._looked > LOOK_SECONDS:
+        now, worked = time.monotonic(), self._working()
+        if worked - self._looked > LOOK_SECONDS:
             loss = float(self._check_finite()) / self.position.batch
             self.progress.within_epoch(
                 self.position.epoch + 1,
                 self.position.batch,
                 self.train.num_batches,
                 loss,
-                self._pace.rate(self.position.step * self.train.batch_size, self._working()),
+                self._pace.rate(self.position.step * self.train.batch_size, worked),
             )
-            self._looked = time.monotonic()
+            self._looked = self._working()
         if now - self._saved > self.options.run.checkpoint_interval:
             self.save()
 
@@ -244,7 +244,7 @@ class Fit:
         self._drive_plateau(epoch, loss)
         left = self._pace.left(self.epochs - epoch, self.train.num_batches, self.train.batch_size)
         self.progress.validated(row, best=best, left=left)
-        self._looked = time.monotonic()
+        self._looked = self._working()
 
     def _refuse_validation(self, found: list[losses.Sums]) -> None:
         """Name the structures of the first batch whose loss is not finite."""

@@ -58,7 +58,8 @@ class Progress:
     def open_log(self, path: Path) -> None:
         """Log to a file from now on, after what was told so far."""
         self._log = path
-        self._write(self._early.getvalue().removesuffix("\n"))
+        if early := self._early.getvalue():
+            self._write(early.removesuffix("\n"))
 
     def tell(self, text: str) -> None:
         """One line, always shown."""
@@ -92,10 +93,11 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = None
             if self._row:  # the display vanishes, its last numbers stay
                 self.console.print(self._line(self._row), markup=False, highlight=False)
-        self._flush_line()
+        if self._pending is not None:
+            self._emit(self._pending)
+        self._live = None
 
     def validated(self, row: dict[str, Any], *, best: bool, left: float | None) -> None:
         """A row of metrics.jsonl.
@@ -132,10 +134,6 @@ class Progress:
         if self._live is None:
             self.console.print(line, markup=False, highlight=False)
 
-    def _flush_line(self) -> None:
-        if self._pending is not None:
-            self._emit(self._pending)
-
     def _write(self, text: str) -> None:
         if self._log is None:
             self._early.write(text + "\n")
@@ -166,7 +164,7 @@ class Progress:
         left = f"{duration(row['left'])} left" if row.get("left") else ""
         grid.add_row(
             f"epoch {int(epoch)}/{self._epochs}",
-            ProgressBar(total=self._epochs, completed=epoch, width=32),
+            ProgressBar(total=self._epochs, completed=epoch, width=24),
             left,
             f"{row['structures_per_s']:.3g} structures/s" if row else "compiling",
             f"{row['compilations']} compilations" if row else "",
@@ -177,13 +175,13 @@ class Progress:
         if not self._row:
             return Text("")
         shown = [column for column in COLUMNS if self._row.get(column[0]) is not None]
-        table = Table(box=None, padding=(0, 2), pad_edge=False)
+        table = Table(box=None, padding=(0, 1), pad_edge=False)
         table.add_column("")
         for _, title, _ in shown:
             table.add_column(title, justify="right")
-        for name, row in (("now", self._row), ("best", self._best)):
+        for name, row in (("epoch", self._row), ("best", self._best)):
             if row:
-                label = f"{name}, epoch {row['epoch']}"
+                label = f"{name} {row['epoch']}"
                 table.add_row(label, *(form.format(row[key]) for key, _, form in shown))
         return table
 

@@ -153,8 +153,7 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
         progress.open_log(folder.log)
         if folder.exists:
             folder.check_same(experiment.options, data)  # it may have been made meanwhile
-        else:
-            folder.write_config(experiment.options, data)
+        folder.write_config(experiment.options, data)
         return _fit(experiment, potential, folder, progress, started)
 
 
@@ -180,7 +179,7 @@ def _show_data(progress: Progress, experiment: Experiment) -> None:
         for note in data.report.notes:
             progress.tell(f"note: {note}")
     progress.show(energies_table(experiment))
-    for note in experiment.references.notes:
+    for note in (*experiment.references.notes, *experiment.notes):
         progress.tell(f"note: {note}")
     progress.tell(split_line(experiment))
 

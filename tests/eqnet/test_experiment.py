@@ -155,3 +155,12 @@ def test_missing_forces_and_new_elements(tmp_path: Path) -> None:
     test = file_of(tmp_path, with_fluorine(small_run.frames(2)), "test.xyz")
     with pytest.raises(InputError, match=r"test.xyz, frame 0 \(test\) contains F, which no train"):
         prepare(options(test_file=str(test)), file)
+
+
+def test_structures_in_two_roles_are_told(tmp_path: Path) -> None:
+    frames = small_run.frames(10)
+    test = file_of(tmp_path, [frames[i] for i in range(10)], "test.xyz")
+    found = prepare(options(test_file=str(test)), file_of(tmp_path, frames))
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("9 test structures are also among the training structures")
+    assert not prepare(options(num_test=3), file_of(tmp_path, frames)).notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,7 +66,7 @@ def random_batch(seed: int, *, poison: bool = True):
         blank, np.zeros((n, 1, 3), int), blank > 0, blank, np.arange(n) < 6, np.arange(g) < 3,
     )  # fmt: skip
     targets = Targets(*target, *weights, num_atoms=np.array([2.0, 3.0, 1.0, 0.0]))
-    prediction = Prediction(found[0], np.zeros(n), found[1], found[2])
+    prediction = Prediction(*map(jnp.asarray, (found[0], np.zeros(n), found[1], found[2])))
     per_structure = [errors[1][structure == i] for i in range(3)]
     return prediction, graph, targets, (errors[0], per_structure, errors[2], weights, sizes)
 
@@ -78,7 +79,7 @@ def test_loss_equals_loops(loss: str, x64: None) -> None:
     np.testing.assert_allclose(terms, by_loops(loss, *expected), rtol=1e-12)
     np.testing.assert_array_equal(sums.labels, [2, 5, 2])
     weights = np.array([1.0, 100.0, 7.0])
-    total = float(losses.total(sums, weights))
+    total = float(losses.total(sums, jnp.asarray(weights)))
     assert total == pytest.approx(float(weights @ by_loops(loss, *expected)), rel=1e-12)
     assert losses.total_on_host(sums, weights) == pytest.approx(total, rel=1e-12)
 

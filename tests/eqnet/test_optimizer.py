@@ -17,6 +17,15 @@ def resolved(**values) -> OptimizerOptions:
     return resolve_choices(TrainOptions(optimizer=OptimizerOptions(**values))).optimizer
 
 
+def updates_of(transform, gradients, weights) -> list[list[np.ndarray]]:
+    """The updates that a transformation makes of some gradients, one after the other."""
+    state, found = transform.init(weights), []
+    for gradient in gradients:
+        update, state = transform.update(tuple(map(jnp.asarray, gradient)), state, weights)
+        found.append([np.asarray(part) for part in update])
+    return found
+
+
 def gradients(number: int) -> list[np.ndarray]:
     rng = np.random.default_rng(2)
     return [rng.normal(size=(3, 4)) for _ in range(number)]
@@ -43,20 +52,17 @@ def adam_by_hand(
 def test_adam_family(kind: str, clip: float, x64: None) -> None:
     options = resolved(optimizer=kind, clip_grad=clip)
     weights = (jnp.asarray(np.random.default_rng(1).normal(size=(3, 4))),)
-    transform = optimizer(options)
-    state = transform.init(weights)
+    found = updates_of(optimizer(options), [(g,) for g in gradients(4)], weights)
     expected = adam_by_hand(gradients(4), amsgrad=kind == "amsgrad", limit=clip or math.inf)
     decay = 0.01 if kind == "adamw" else 0.0
-    for gradient, update in zip(gradients(4), expected, strict=True):
-        found, state = transform.update((jnp.asarray(gradient),), state, weights)
-        np.testing.assert_allclose(found[0], update - decay * np.asarray(weights[0]), rtol=1e-10)
+    for update, by_hand in zip(found, expected, strict=True):
+        np.testing.assert_allclose(update[0], by_hand - decay * np.asarray(weights[0]), rtol=1e-10)
 
 
 def test_decay_leaves_vectors_alone(x64: None) -> None:
     transform = optimizer(resolved(optimizer="adam", weight_decay=0.5))
     weights = (jnp.ones(3), jnp.ones((2, 2)))
-    zero = (jnp.zeros(3), jnp.zeros((2, 2)))
-    found, _ = transform.update(zero, transform.init(weights), weights)
+    found = updates_of(transform, [(np.zeros(3), np.zeros((2, 2)))], weights)[0]
     np.testing.assert_array_equal(found[0], np.zeros(3))
     np.testing.assert_allclose(found[1], -0.5 * np.ones((2, 2)))
 
@@ -65,15 +71,15 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(x64: None) -> 
     transform = optimizer(resolved(optimizer="muon", clip_grad=0.0))
     rng = np.random.default_rng(0)
     weights = (jnp.asarray(rng.normal(size=(6, 4))), jnp.asarray(rng.normal(size=5)))
-    gradient = (jnp.asarray(rng.normal(size=(6, 4))), jnp.asarray(rng.normal(size=5)))
-    (matrix, vector), _ = transform.update(gradient, transform.init(weights), weights)
-    values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+    gradient = (rng.normal(size=(6, 4)), rng.normal(size=5))
+    matrix, vector = updates_of(transform, [gradient], weights)[0]
+    values = np.linalg.svd(matrix, compute_uv=False)
     # Five Newton-Schulz steps bring singular values near 1; rms of 0.2 per entry of the update.
     assert values.max() / values.min() < 2.0
     np.testing.assert_allclose(values.mean(), 0.2 * np.sqrt(6), rtol=0.25)
     first = 0.9 * 0.1 / (1 - 0.9**2) + 1  # of Nesterov's Adam: the sign of the gradient times this
     np.testing.assert_allclose(vector, -first * np.sign(gradient[1]), rtol=1e-6)
-    assert np.sum(np.asarray(matrix) * np.asarray(gradient[0])) < 0  # downhill
+    assert np.sum(matrix * gradient[0]) < 0  # downhill
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def test_course(options: dict, expected, warmup: int) -> None:
 
 
 def test_average_forgets_its_start() -> None:
-    """With the growing decay, the weight of the first value falls as 1 / steps^9, not as 0.999^n."""
+    """With the growing decay the first value fades as 1 / steps^9, not as 0.999^steps."""
     average, first = 0.0, 1.0
     for step in range(200):
         keep = float(ema_decay(jnp.asarray(step, jnp.float32), 0.999))
@@ -114,7 +120,7 @@ def test_average_forgets_its_start() -> None:
 
 
 def test_plateau_counts_as_torch_does() -> None:
-    """torch.optim.lr_scheduler.ReduceLROnPlateau(patience=2, factor=0.5): its rates, by its rules."""
+    """The rates of torch's ReduceLROnPlateau(patience=2, factor=0.5), by its rules."""
     series = [1.0, 0.9, 0.91, 0.92, 0.93, 0.9, 0.9, 0.9, 0.8, 0.79995, 0.8, 0.8, 0.8]
     best, bad, rate, expected = math.inf, 0, 1.0, []
     for loss in series:

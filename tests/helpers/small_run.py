@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from morse import by_hand, morse_potential
+from morse import by_hand, model_of, morse_potential
 from rich.console import Console
 
 from eqnet.checkpoint import Checkpoints
@@ -57,8 +57,9 @@ def options(**values) -> TrainOptions:
 def other_potential(dtype: str = "float32") -> Potential:
     """The potential to train: not the one that made the labels."""
     potential = morse_potential(elements=(1, 8), dtype=dtype)
-    potential.model.depth[...] = potential.model.depth[...] * 1.3
-    potential.model.radius[...] = potential.model.radius[...] + 0.05
+    model = model_of(potential)
+    model.depth[...] = model.depth[...] * 1.3
+    model.radius[...] = model.radius[...] + 0.05
     return potential
 
 
