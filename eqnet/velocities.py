@@ -27,7 +27,7 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
 
 
 def draw_velocities(atoms: Atoms, temperature: float, seed: int = 0) -> None:
-    """Give atoms Maxwell-Boltzmann velocities; fixed atoms none.
+    """Give atoms Maxwell-Boltzmann velocities of exactly this temperature; fixed atoms none.
 
     The total momentum is zero unless atoms are fixed, and so is the angular momentum of a molecule
     (no periodic axis).
@@ -37,8 +37,15 @@ def draw_velocities(atoms: Atoms, temperature: float, seed: int = 0) -> None:
     spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
     momenta = spread * rng.standard_normal((len(atoms), 3))
     atoms.set_momenta(np.where(fixed[:, None], 0.0, momenta))
-    if fixed.any():
-        return
+    if not fixed.any():
+        _stop_drift_and_rotation(atoms)
+    wanted = 0.5 * degrees_of_freedom(atoms, conserving=True) * units.kB * temperature
+    if wanted > 0:
+        atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / atoms.get_kinetic_energy()))
+
+
+def _stop_drift_and_rotation(atoms: Atoms) -> None:
+    """Take out the total momentum, and of a molecule the angular momentum."""
     masses, velocities = atoms.get_masses()[:, None], atoms.get_velocities()
     velocities -= (masses * velocities).sum(axis=0) / masses.sum()
     if not atoms.pbc.any() and len(atoms) > 1:

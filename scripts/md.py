@@ -53,8 +53,8 @@ class MdOptions:
     friction: Annotated[float | None, _default(f"{FRICTION} with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
     velocities: Literal["draw", "file"] = "draw"
-    """draw: Maxwell-Boltzmann velocities without total momentum (and, for molecules, without
-    angular momentum); file: those of STRUCTURE."""
+    """draw: Maxwell-Boltzmann velocities of exactly the temperature, without total momentum (and,
+    for molecules, without angular momentum); file: those of STRUCTURE."""
     seed: int = 0
     """Seed of velocities and thermostat."""
     traj_interval: int = 20

@@ -7,6 +7,8 @@ import pickle
 import threading
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -286,6 +288,21 @@ def test_atoms_that_meet_after_a_search(calc: EqnetCalculator) -> None:
     atoms.positions[1] = 0.0
     with pytest.raises(InputError, match="atoms 0 and 1 coincide"):
         atoms.get_forces()
+
+
+def test_precision_is_that_of_the_object() -> None:
+    """Whatever the process has set: float32 stays float32, and float64 needs no switch."""
+    atoms = crystal(seed=4)
+    atoms.calc = EqnetCalculator(POTENTIAL)
+    energy = atoms.get_potential_energy()
+    with jax.enable_x64(True):
+        other = atoms.copy()
+        other.calc = EqnetCalculator(POTENTIAL)
+        assert other.get_potential_energy() == energy
+        assert {leaf.dtype for leaf in jax.tree.leaves(other.calc._weights)} == {
+            np.dtype("float32")
+        }
+    assert jnp.zeros(()).dtype == np.float32
 
 
 def test_bad_options() -> None:
