@@ -51,8 +51,16 @@ DEMO: dict[str, Any] = {
     "num_test": 100,
     "r_max": 4.0,
     "num_channels": 32,
-    "max_num_epochs": 60,
+    "max_num_epochs": 80,
 }
+# Options that take the place of each other.
+INSTEAD = (
+    {"num_train", "split_file"},
+    {"num_valid", "valid_fraction", "valid_file", "split_file"},
+    {"num_test", "test_fraction", "test_file", "split_file"},
+    {"num_channels", "hidden_irreps"},
+    {"max_num_epochs", "max_num_steps"},
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,10 +91,19 @@ def read_options(argv: list[str]) -> TrainOptions:
     )
     options = command.options
     if options.data.train_file is None:
-        plain = TrainOptions().flat()
-        given = {name: v for name, v in options.flat().items() if v != plain[name]}
-        options = TrainOptions().replace({**DEMO, **given})
+        options = _demo(options)
     return options
+
+
+def _demo(options: TrainOptions) -> TrainOptions:
+    """The settings of the built-in example, as far as nothing else was asked for."""
+    plain = TrainOptions().flat()
+    given = {name: value for name, value in options.flat().items() if value != plain[name]}
+    settings = dict(DEMO)
+    for alternatives in INSTEAD:
+        if alternatives & set(given):
+            settings = {k: v for k, v in settings.items() if k not in alternatives}
+    return options.replace({**settings, **given})
 
 
 def _file_first(argv: list[str]) -> list[str]:

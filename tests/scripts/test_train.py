@@ -20,7 +20,9 @@ import small_run
 from ase.io import write
 
 from eqnet.data.frame import to_atoms
+from eqnet.options import check
 from eqnet.scripts import main
+from eqnet.scripts.train import read_options
 
 TINY = (
     "--num_channels 4 --max_L 0 --max_ell 1 --correlation 1 --num_interactions 1 --r_max 3 "
@@ -97,6 +99,17 @@ def test_yaml_and_flags(water: Path, capsys: pytest.CaptureFixture[str]) -> None
     Path("c.yaml").write_text("learning_rate: 1\n")
     assert main(["train", "--config", "c.yaml"]) == 2
     assert "c.yaml: unknown option learning_rate" in capsys.readouterr().err
+
+
+def test_example_gives_way_to_what_is_asked_for() -> None:
+    plain = read_options([]).flat()
+    assert (plain["num_train"], plain["num_valid"], plain["num_test"]) == (450, 50, 100)
+    chosen = read_options(["--test_fraction", "0.2", "--hidden_irreps", "8x0e", "--lr", "0.5"])
+    check(chosen)
+    found = chosen.flat()
+    assert (found["num_test"], found["num_channels"], found["name"]) == (None, None, "ethanol")
+    assert (found["num_train"], found["lr"]) == (450, 0.5)
+    assert read_options(["water.xyz"]).flat()["num_train"] is None
 
 
 def nan_force() -> list:
