@@ -39,6 +39,22 @@ class Thermostat(NamedTuple):
     key: jax.Array  # random key; the noise of step n depends on (key, n) only
 
 
+class Dynamics(NamedTuple):
+    """What stays the same during a simulation."""
+
+    masses: Array  # [N] amu; infinite for atoms that are fixed or padding
+    time_step: Array
+    thermostat: Thermostat | None  # None for constant energy
+
+
+class Window(NamedTuple):
+    """The steps of one block."""
+
+    first: Array  # number of the first step, row 0 of the records
+    end: Array  # the step that is not computed any more
+    frame_interval: Array  # steps whose number is a multiple of it are kept as frames
+
+
 class Phase(NamedTuple):
     """A complete step: everything at the same time."""
 
@@ -104,74 +120,68 @@ def run_block(
     weights: Any,
     hood: Neighborhood,
     motion: Motion,
-    masses: Array,
-    time_step: Array,
-    thermostat: Thermostat | None,
-    first: Array,
-    end: Array,
-    frame_interval: Array,
+    dynamics: Dynamics,
+    window: Window,
 ) -> Motion:
-    """Steps until step `end` is due, neighbours are stale or numbers are not finite. Pure, for jit.
+    """Steps until step `window.end` is due, neighbours are stale or numbers are not finite.
 
-    Args:
-        force_field: the model.
-        weights: its weights.
-        hood: graph and validity of its neighbours.
-        motion: where to go on; `motion.records` must have room for steps `first` to `end` - 1.
-        masses: [N] amu; infinite for atoms that are fixed or padding.
-        time_step: in ASE units.
-        thermostat: None for constant energy.
-        first: step of the first record.
-        end: the step that is not computed any more.
-        frame_interval: steps whose number is a multiple of it are kept as frames.
+    Pure, for jit. `motion.records` must have room for the steps of the window.
     """
-    inverse_mass = (1 / masses)[:, None]
-    mobile = jnp.where(jnp.isfinite(masses), masses, 0)[:, None]
-    dtype = hood.graph.positions.dtype
-    first_frame = -(-first // frame_interval)
-    num_frames = motion.records.frames.positions.shape[0]
-
-    def kinetic(velocities: jax.Array) -> jax.Array:
-        return 0.5 * jnp.sum(mobile * velocities**2)
 
     def go_on(motion: Motion) -> jax.Array:
         moved = jnp.sum((motion.positions - hood.origin) ** 2, axis=-1)
-        return (motion.step < end) & motion.sound & jnp.all(moved <= hood.reach**2)
-
-    def drift(phase: Phase, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        v = phase.velocities + 0.5 * time_step * phase.forces * inverse_mass
-        if thermostat is None:
-            return phase.positions + time_step * v, v, jnp.zeros(())
-        middle = phase.positions + 0.5 * time_step * v
-        keep = jnp.exp(-thermostat.friction * time_step)
-        noise = jax.random.normal(jax.random.fold_in(thermostat.key, step), v.shape, v.dtype)
-        spread = jnp.sqrt((1 - keep**2) * thermostat.energy * inverse_mass)
-        after = keep * v + spread * noise
-        return middle + 0.5 * time_step * after, after, kinetic(after) - kinetic(v)
+        return (motion.step < window.end) & motion.sound & jnp.all(moved <= hood.reach**2)
 
     def turn(motion: Motion) -> Motion:
-        positions = (motion.positions + hood.offset).astype(dtype)
-        forces, node_energy = force_field(weights, replace(hood.graph, positions=positions))
+        placed = (motion.positions + hood.offset).astype(hood.graph.positions.dtype)
+        forces, node_energy = force_field(weights, replace(hood.graph, positions=placed))
         forces, node_energy = forces.astype(jnp.float64), node_energy.astype(jnp.float64)
-        kick = jnp.where(motion.step == 0, 0.0, 0.5 * time_step)
-        velocities = motion.velocities + kick * forces * inverse_mass
+        kick = jnp.where(motion.step == 0, 0.0, 0.5 * dynamics.time_step)
+        velocities = motion.velocities + kick * forces / dynamics.masses[:, None]
         phase = Phase(motion.positions, velocities, forces, node_energy)
         sound = jnp.all(jnp.isfinite(forces)) & jnp.all(jnp.isfinite(node_energy))
-        energies = jnp.stack([node_energy.sum(), kinetic(velocities), motion.heat])
-        step = motion.step
-        keeps = sound & (step % frame_interval == 0)
-        slot = jnp.where(keeps, step // frame_interval - first_frame, num_frames)
-        row = jnp.where(sound, step - first, motion.records.energies.shape[0])
-        records = Records(
-            motion.records.energies.at[row].set(energies, mode="drop"),
-            jax.tree.map(
-                lambda all, one: all.at[slot].set(one, mode="drop"), motion.records.frames, phase
-            ),
-        )
-        new_positions, new_velocities, heat = drift(phase, step)
-        moved = (step + 1, new_positions, new_velocities, motion.heat + heat, phase)
-        stay = (step, motion.positions, motion.velocities, motion.heat, motion.last)
+        energies = jnp.stack([node_energy.sum(), _kinetic(velocities, dynamics), motion.heat])
+        records = _record(motion.records, motion.step, sound, energies, phase, window)
+        positions, half, heat = _drift(phase, motion.step, dynamics)
+        moved = (motion.step + 1, positions, half, motion.heat + heat, phase)
+        stay = (motion.step, motion.positions, motion.velocities, motion.heat, motion.last)
         kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), moved, stay)
         return Motion(*kept, sound=sound, records=records)
 
     return jax.lax.while_loop(go_on, turn, motion)
+
+
+def _kinetic(velocities: Array, dynamics: Dynamics) -> Array:
+    """Kinetic energy in eV; immobile atoms have none."""
+    mobile = jnp.where(jnp.isfinite(dynamics.masses), dynamics.masses, 0.0)[:, None]
+    return 0.5 * jnp.sum(mobile * velocities**2)
+
+
+def _drift(phase: Phase, step: Array, dynamics: Dynamics) -> tuple[Array, Array, Array]:
+    """Half a kick and the way to the next step: positions, half-step velocities, heat put in."""
+    time_step, inverse_mass = dynamics.time_step, 1 / dynamics.masses[:, None]
+    v = phase.velocities + 0.5 * time_step * phase.forces * inverse_mass
+    bath = dynamics.thermostat
+    if bath is None:
+        return phase.positions + time_step * v, v, jnp.zeros(())
+    middle = phase.positions + 0.5 * time_step * v
+    keep = jnp.exp(-bath.friction * time_step)
+    noise = jax.random.normal(jax.random.fold_in(bath.key, step), v.shape, v.dtype)
+    after = keep * v + jnp.sqrt((1 - keep**2) * bath.energy * inverse_mass) * noise
+    heat = _kinetic(after, dynamics) - _kinetic(v, dynamics)
+    return middle + 0.5 * time_step * after, after, heat
+
+
+def _record(
+    records: Records, step: Array, sound: Array, energies: Array, phase: Phase, window: Window
+) -> Records:
+    """Write a step down; one that is not sound, or no frame, goes beyond the end and is dropped."""
+    steps, frames = len(records.energies), len(records.frames.positions)
+    row = jnp.where(sound, step - window.first, steps)
+    keeps = sound & (step % window.frame_interval == 0)
+    first_frame = -(-window.first // window.frame_interval)
+    slot = jnp.where(keeps, step // window.frame_interval - first_frame, frames)
+    return Records(
+        records.energies.at[row].set(energies, mode="drop"),
+        jax.tree.map(lambda all, one: all.at[slot].set(one, mode="drop"), records.frames, phase),
+    )

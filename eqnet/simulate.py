@@ -28,10 +28,12 @@ from eqnet.device import Device, computing, find_device, find_dtype
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.integrators import (
+    Dynamics,
     Motion,
     Neighborhood,
     Phase,
     Thermostat,
+    Window,
     empty_records,
     run_block,
     start,
@@ -144,25 +146,21 @@ class Simulation:
         graphdef, weights = nnx.split(self.potential)
         weights = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
         self._weights = self._put(weights)
-        n = len(self._atoms)
         masses = np.where(self._fixed, np.inf, self._atoms.get_masses())
         velocities = np.where(self._fixed[:, None], 0.0, self._atoms.get_velocities())
         self._num_device_atoms = size = self._list.offset.shape[0]
-        self._masses = self._put(_padded(masses, size, np.inf))
-        self._thermostat = None
+        thermostat = None
         if self.ensemble == "langevin":
             assert temperature is not None
-            self._thermostat = Thermostat(
-                np.float64(friction / units.fs),
-                np.float64(units.kB * temperature),
-                jax.random.key(seed),
-            )
-        self._motion = start(
-            _padded(self._frame.positions, size, 0.0),
-            _padded(velocities, size, 0.0),
+            energy = np.float64(units.kB * temperature)
+            thermostat = Thermostat(np.float64(friction / units.fs), energy, jax.random.key(seed))
+        masses = _padded(masses, size, np.inf)
+        self._dynamics = self._put(
+            Dynamics(masses, np.float64(self.time_step * units.fs), thermostat)
         )
+        positions = _padded(self._frame.positions, size, 0.0)
+        self._motion = start(positions, _padded(velocities, size, 0.0))
         self._hood = self._neighborhood()
-        assert n <= size
         compiled = self._compiled
 
         def force_field(weights: Any, graph: AtomGraph) -> tuple[jax.Array, jax.Array]:
@@ -269,17 +267,10 @@ class Simulation:
             room = self._frame_room(frame_interval)
             records = empty_records(self._num_device_atoms, MAX_BLOCK, room)
             self._motion = self._put(self._motion._replace(records=records))
+            window = Window(np.int64(first), np.int64(end), np.int64(frame_interval))
             while True:
                 self._motion = self._block(
-                    self._weights,
-                    self._hood,
-                    self._motion,
-                    self._masses,
-                    np.float64(self.time_step * units.fs),
-                    self._thermostat,
-                    np.int64(first),
-                    np.int64(end),
-                    np.int64(frame_interval),
+                    self._weights, self._hood, self._motion, self._dynamics, window
                 )
                 if not bool(self._motion.sound):
                     return self._reason()

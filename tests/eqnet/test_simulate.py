@@ -128,17 +128,17 @@ def test_single_precision_keeps_the_energy() -> None:
 
 
 def test_langevin_reaches_the_temperature_and_conserves() -> None:
-    """Mean kinetic energy within five standard errors of 3N/2 kT (blocks of 2 ps)."""
+    """Mean kinetic energy within five standard errors of 3N/2 kT (blocks of 1 ps)."""
     atoms = hot(crystal(), 300)
     simulation = Simulation(
         POTENTIAL, atoms, ensemble="langevin", temperature=300, friction=0.05, time_step=1.0
     )
-    block = joined(simulation, 22_000, 1000)
-    temperatures = simulation.temperature(block.kinetic)[2000:22_000]
-    means = temperatures.reshape(20, -1).mean(axis=1)
+    block = joined(simulation, 11_000, 1000)
+    temperatures = simulation.temperature(block.kinetic)[1000:11_000]
+    means = temperatures.reshape(10, -1).mean(axis=1)
     assert simulation.degrees_of_freedom == 24
-    assert abs(means.mean() - 300) < 5 * means.std(ddof=1) / np.sqrt(20)
-    assert means.std() < 30
+    assert abs(means.mean() - 300) < 5 * means.std(ddof=1) / np.sqrt(10)
+    assert means.std() < 40
     rate, _ = drift(block.step * 1.0, block.conserved, len(atoms))
     assert abs(rate) < 0.5 and np.ptp(block.total) > 100 * abs(
         block.conserved[-1] - block.conserved[0]
