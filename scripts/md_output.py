@@ -90,10 +90,9 @@ class Screen:
             self.seconds += block.seconds
             self.timed += len(block.step)
         self.compiled = self.simulation.compilations
-        text = (
-            f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1]:.4f} eV  "
-            f"{self.speed():.0f} steps/s"
-        )
+        text = f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1]:.4f} eV"
+        if self.seconds:
+            text += f"  {self.speed():.0f} steps/s"
         self.progress.update(self.task, completed=int(block.step[-1]), description=text)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.printed > LINE_SECONDS:
