@@ -353,9 +353,9 @@ def _resolve_loss(options: TrainOptions, train: Sequence[Frame]) -> TrainOptions
         return options
     values: dict[str, Any] = {}
     if options.loss.stress_weight is None:
-        values["stress_weight"] = 1.0
+        values["stress_weight"] = 50.0 if options.loss.loss == "l1" else 1.0
     if two.stage_two and two.stage_two_stress_weight is None:
-        values["stage_two_stress_weight"] = 10.0
+        values["stage_two_stress_weight"] = 50.0 if options.loss.loss == "l1" else 10.0
     return options.replace(values)
 
 

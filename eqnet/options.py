@@ -108,15 +108,17 @@ class ModelOptions:
 class LossOptions:
     """The loss: what the weights are fitted to."""
 
-    loss: Literal["mse", "huber", "l1"] = "mse"
+    loss: Literal["mse", "huber", "l1"] = "l1"
     """Measure of the errors; l1 takes the length of the error of a force, the others components."""
     huber_delta: Annotated[float | None, _default("0.01 with huber", "FLOAT")] = None
     """Error at which huber turns from quadratic to linear (eV/atom, eV/A, eV/A^3)."""
-    energy_weight: float = 1.0
+    energy_weight: Annotated[float | None, _default("5 with l1, else 1", "FLOAT")] = None
     """Weight of the energy per atom."""
-    forces_weight: float = 100.0
+    forces_weight: Annotated[float | None, _default("10 with l1, else 100", "FLOAT")] = None
     """Weight of the forces."""
-    stress_weight: Annotated[float | None, _default("1 where frames have stress", "FLOAT")] = None
+    stress_weight: Annotated[
+        float | None, _default("with stress: 50 with l1, else 1", "FLOAT")
+    ] = None
     """Weight of the stress."""
 
 
@@ -128,11 +130,17 @@ class StageTwoOptions:
     """Train a second stage."""
     start_stage_two: Annotated[int | None, _default("after 3/4 of the epochs", "EPOCH")] = None
     """Epochs before the second stage."""
-    stage_two_energy_weight: Annotated[float | None, _default("1000", "FLOAT")] = None
+    stage_two_energy_weight: Annotated[
+        float | None, _default("50 with l1, else 1000", "FLOAT")
+    ] = None
     """Weight of the energy per atom in the second stage."""
-    stage_two_forces_weight: Annotated[float | None, _default("100", "FLOAT")] = None
+    stage_two_forces_weight: Annotated[
+        float | None, _default("10 with l1, else 100", "FLOAT")
+    ] = None
     """Weight of the forces in the second stage."""
-    stage_two_stress_weight: Annotated[float | None, _default("10 with stress", "FLOAT")] = None
+    stage_two_stress_weight: Annotated[
+        float | None, _default("with stress: 50 with l1, else 10", "FLOAT")
+    ] = None
     """Weight of the stress in the second stage."""
     stage_two_lr: Annotated[float | None, _default("lr / 10", "FLOAT")] = None
     """Learning rate at the start of the second stage."""
@@ -361,7 +369,10 @@ def _check_split(data: DataOptions) -> None:
 def resolve_choices(options: TrainOptions) -> TrainOptions:
     """Fill in the defaults that follow from other options (not from the data)."""
     optimizer, values = options.optimizer, {}
+    l1 = options.loss.loss == "l1"
     defaults: list[tuple[str, bool, Any]] = [
+        ("energy_weight", True, 5.0 if l1 else 1.0),
+        ("forces_weight", True, 10.0 if l1 else 100.0),
         ("huber_delta", options.loss.loss == "huber", 0.01),
         ("weight_decay", True, 0.01 if optimizer.optimizer == "adamw" else 0.0),
         ("ema_decay", optimizer.ema, 0.99),
@@ -369,8 +380,8 @@ def resolve_choices(options: TrainOptions) -> TrainOptions:
         ("lr_factor", optimizer.scheduler == "plateau", 0.8),
         ("scheduler_patience", optimizer.scheduler == "plateau", 50),
         ("lr_scheduler_gamma", optimizer.scheduler == "exponential", 0.9993),
-        ("stage_two_energy_weight", options.stage_two.stage_two, 1000.0),
-        ("stage_two_forces_weight", options.stage_two.stage_two, 100.0),
+        ("stage_two_energy_weight", options.stage_two.stage_two, 50.0 if l1 else 1000.0),
+        ("stage_two_forces_weight", options.stage_two.stage_two, 10.0 if l1 else 100.0),
         ("stage_two_lr", options.stage_two.stage_two, optimizer.lr / 10),
         ("valid_batch_size", True, 4 * options.run.batch_size),
     ]

@@ -84,7 +84,8 @@ def independent_trees(irreps: tuple[Irrep, ...], out: Irrep, order: int) -> tupl
     chosen = []
     for tree in trees:
         value = _values(tree, irreps, leaves, memo).ravel()
-        length = np.linalg.norm(value)
+        # values are of order one; a tree can also vanish altogether
+        length = max(float(np.linalg.norm(value)), 1e-3)
         for _ in range(2):  # once more, for what rounding leaves behind
             value = value - basis.T @ (basis @ value)
         rest = np.linalg.norm(value)

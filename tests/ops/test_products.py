@@ -1,0 +1,239 @@
+"""The Clebsch-Gordan product: against e3nn-jax, its declaration, its methods, its derivatives."""
+
+from __future__ import annotations
+
+import e3nn_jax as e3nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from graphs import Structure, make_graph
+
+from eqnet.graph import displacements
+from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.ops import PRODUCTS, choose_convolution, convolution, edge_product
+from eqnet.ops.clebsch_gordan import ClebschGordan
+from eqnet.ops.sparse import Sparse, sparse_product
+from eqnet.so3 import clebsch_gordan, spherical_harmonics
+
+pytestmark = pytest.mark.usefixtures("x64")
+LEFT = "3x0e+2x0o+4x1o+1x1e+2x2e"
+
+
+def random_array(irreps: str | Irreps, rows: tuple[int, ...], seed: int) -> IrrepsArray:
+    irreps = regrouped(irreps)
+    array = np.random.default_rng(seed).normal(size=(*rows, irreps.dim))
+    return IrrepsArray(irreps, jnp.asarray(array))
+
+
+def products() -> dict[str, ClebschGordan]:
+    every = Irreps("0e+0o+1e+1o+2e+2o+3e+3o")
+    left, right = regrouped(LEFT), spherical_irreps(3)
+    return {
+        "uvu": ClebschGordan(left, right, every),
+        "uvu, two channels on the right": ClebschGordan(left, regrouped("2x0e+2x1o"), every),
+        "uuu": ClebschGordan(regrouped("3x0e+3x1o"), regrouped("3x1o+3x2e"), every, "uuu"),
+        "uvw": ClebschGordan(left, regrouped("2x0e+1x1o"), Irreps("2x0e+3x1o+1x1e+2x2e"), "uvw"),
+    }
+
+
+@pytest.mark.parametrize("name", products())
+def test_value_against_e3nn(name: str) -> None:
+    """Path by path with e3nn-jax's tables and arrays, in its own order of storage."""
+    product = products()[name]
+    x = random_array(product.irreps_left, (5,), 1)
+    y = random_array(product.irreps_right, (5,), 2)
+    weights = np.random.default_rng(3).normal(size=(5, product.num_weights))
+    out = product(x, y, jnp.asarray(weights)).to_e3nn()
+    xs, ys = x.to_e3nn(), y.to_e3nn()
+    expected: dict = {}
+    start = 0
+    for path in product.paths:
+        shape = product.weight_shape(path)
+        size = int(np.prod(shape))
+        w = weights[:, start : start + size].reshape(5, *shape)
+        start += size
+        left, right = np.asarray(xs.chunks[path.left]), np.asarray(ys.chunks[path.right])
+        table = e3nn.clebsch_gordan(
+            product.irreps_left[path.left].ir.l, product.irreps_right[path.right].ir.l, path.out.l
+        )
+        formula = {
+            "uvu": "nuv,nui,nvj,ijk->nuk",
+            "uuu": "nu,nui,nuj,ijk->nuk",
+            "uvw": "nuvw,nui,nvj,ijk->nwk",
+        }[product.mode]
+        term = np.einsum(formula, w, left, right, table) * product.normalisation(path)
+        expected.setdefault(path.out, []).append(term)
+    for (_, ir), block in zip(out.irreps, out.chunks, strict=True):
+        terms = expected[ir]
+        joined = sum(terms) if product.mode == "uvw" else np.concatenate(terms, axis=1)
+        np.testing.assert_allclose(block, joined, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", products())
+def test_component_normalisation(name: str) -> None:
+    """Unit-variance inputs and weights give unit variance per component."""
+    product = products()[name]
+    rows = 20000
+    x = random_array(product.irreps_left, (rows,), 1)
+    y = random_array(product.irreps_right, (rows,), 2)
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=(rows, product.num_weights)))
+    for block in product(x, y, weights).blocks:
+        np.testing.assert_allclose((block**2).mean(), 1.0, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", products())
+@pytest.mark.parametrize("inversion", [False, True])
+def test_equivariance(name: str, inversion: bool) -> None:
+    product = products()[name]
+    x = random_array(product.irreps_left, (4,), 1)
+    y = random_array(product.irreps_right, (4,), 2)
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=product.num_weights))
+
+    def turned(v: IrrepsArray) -> IrrepsArray:
+        theirs = v.to_e3nn().transform_by_axis_angle(jnp.array([0.3, -0.5, 0.8]), 1.1)
+        signs = np.concatenate([np.full(m.dim, m.ir.p if inversion else 1) for m in theirs.irreps])
+        return IrrepsArray.from_e3nn(e3nn.IrrepsArray(theirs.irreps, theirs.array * signs))
+
+    first = product(turned(x), turned(y), weights).array
+    np.testing.assert_allclose(first, turned(product(x, y, weights)).array, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", products())
+def test_declared_couplings_are_the_measured_ones(name: str) -> None:
+    """Basis vectors in, projected on Clebsch-Gordan blocks: non-zero exactly where declared."""
+    product = products()[name]
+    dims = product.irreps_left.dim, product.irreps_right.dim
+    x = IrrepsArray(product.irreps_left, jnp.repeat(jnp.eye(dims[0]), dims[1], axis=0))
+    y = IrrepsArray(product.irreps_right, jnp.tile(jnp.eye(dims[1]), (dims[0], 1)))
+    weights = jnp.asarray(np.random.default_rng(0).uniform(1, 2, product.num_weights))
+    out = product(x, y, weights)
+    measured = set()
+    for (_, ir), block in zip(out.irreps, out.blocks, strict=True):
+        table = np.asarray(block).reshape(*dims, *block.shape[1:])
+        for (mul1, left), s1 in zip(x.irreps, x.irreps.slices(), strict=True):
+            for (mul2, right), s2 in zip(y.irreps, y.irreps.slices(), strict=True):
+                part = table[s1, s2].reshape(left.dim, mul1, right.dim, mul2, ir.dim, -1)
+                if np.abs(part).max() < 1e-12:
+                    continue
+                measured.add((left, right, ir))
+                cg = clebsch_gordan(left.l, right.l, ir.l)
+                scale = np.einsum("iujvkw,ijk->uvw", part, cg)
+                rest = part - np.einsum("uvw,ijk->iujvkw", scale, cg)
+                assert np.abs(rest).max() < 1e-12
+    assert measured == product.declaration.couplings
+
+
+def test_impossible_products_are_refused() -> None:
+    with pytest.raises(ValueError, match="no path"):
+        ClebschGordan(Irreps("2x0e"), Irreps("1o"), Irreps("2x2e"))
+    with pytest.raises(ValueError, match="equal multiplicities"):
+        ClebschGordan(Irreps("2x0e"), Irreps("3x1o"), Irreps("1o"), "uuu")
+    with pytest.raises(ValueError, match="no product 'gant'; there is: clebsch_gordan"):
+        edge_product("gant", Irreps("2x0e"), Irreps("1o"), Irreps("1o"))
+    with pytest.raises(ValueError, match="has no method 'quick'; it has: rows, dense"):
+        choose_convolution("clebsch_gordan", "quick")
+
+
+def convolution_problem(atoms: int, slots: int | None):
+    rng = np.random.default_rng(0)
+    structure = Structure(np.ones(atoms, int), rng.uniform(0, 4, (atoms, 3)), np.zeros((3, 3)))
+    graph = make_graph([structure], (1,), 3.0, slots=slots, extra_atoms=1)
+    graph = jax.tree.map(jnp.asarray, graph)
+    product = edge_product("clebsch_gordan", regrouped(LEFT), spherical_irreps(2), regrouped(LEFT))
+    vectors = displacements(graph)
+    unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    y = IrrepsArray.from_blocks(
+        spherical_irreps(2), [h[..., None] for h in spherical_harmonics(2, unit)]
+    )
+    x = random_array(LEFT, (graph.num_atoms,), 1)
+    hidden = (
+        rng.normal(size=(*graph.neighbors.shape, 5)) * np.asarray(graph.neighbor_mask)[..., None]
+    )
+    matrix = rng.normal(size=(5, product.num_weights))
+    return product, x, y, (jnp.asarray(hidden), jnp.asarray(matrix)), graph
+
+
+@pytest.mark.parametrize("slots", [None, 4])
+@pytest.mark.parametrize("method", [m for m in PRODUCTS["clebsch_gordan"][1] if m != "dense"])
+def test_methods_agree_with_dense_and_its_derivatives(
+    method: str, slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value, gradient and the gradient of a function of the gradient, in several blocks."""
+    monkeypatch.setattr(convolution, "EDGES_AT_A_TIME", 24)
+    product, x, y, radial, graph = convolution_problem(11, slots)
+
+    def chain(convolve):
+        def energy(x, y, radial):
+            out = convolve(product, IrrepsArray(product.irreps_left, x), y, radial, graph).array
+            return jnp.sin(out).sum()
+
+        def squares(x, y, radial):
+            gradient = jax.grad(energy, (0, 1, 2))(x, y, radial)
+            return sum((g**2).sum() for g in jax.tree.leaves(gradient))
+
+        value, gradient = jax.value_and_grad(energy, (0, 1, 2))(x.array, y, radial)
+        return value, gradient, jax.grad(squares, (0, 1, 2))(x.array, y, radial)
+
+    reference = jax.jit(lambda: chain(convolution.dense))()
+    fast = jax.jit(lambda: chain(choose_convolution("clebsch_gordan", method)))()
+    for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(fast), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * float(jnp.abs(a).max()))
+
+
+def test_convolution_against_a_loop_over_edges() -> None:
+    """Edge by edge with the tables of e3nn-jax."""
+    product, x, y, (hidden, matrix), graph = convolution_problem(7, None)
+    out = convolution.dense(product, x, y, (hidden, matrix), graph).to_e3nn()
+    expected = [np.zeros(block.shape) for block in out.chunks]
+    order = {ir: n for n, (_, ir) in enumerate(out.irreps)}
+    xs, ys = x.to_e3nn(), y.to_e3nn()
+    for r, k in np.argwhere(np.asarray(graph.neighbor_mask)):
+        i, j = int(graph.centers[r]), int(graph.neighbors[r, k])
+        weights = np.asarray(hidden[r, k] @ matrix)
+        filled = [0] * len(expected)
+        start = 0
+        for path in product.paths:
+            mul = product.irreps_left[path.left].mul
+            w = weights[start : start + mul]
+            start += mul
+            table = e3nn.clebsch_gordan(
+                product.irreps_left[path.left].ir.l, path.right, path.out.l
+            ) * np.sqrt(path.out.dim)
+            term = np.einsum(
+                "u,ui,j,ijk->uk", w, xs.chunks[path.left][j], ys.chunks[path.right][r, k, 0], table
+            )
+            n = order[path.out]
+            expected[n][i, filled[n] : filled[n] + mul] += term
+            filled[n] += mul
+    for block, value in zip(out.chunks, expected, strict=True):
+        np.testing.assert_allclose(block, value, atol=1e-11)
+
+
+def test_sparse_product_and_its_derivatives() -> None:
+    """Against a dense contraction, forward, backward, and under vmap."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(3, 4, 5)) * (rng.uniform(size=(3, 4, 5)) < 0.3)
+    sparse = Sparse.from_dense(table)
+    x, y = jnp.asarray(rng.normal(size=(2, 3, 6))), jnp.asarray(rng.normal(size=(2, 4, 6)))
+
+    def dense(x, y):
+        return jnp.einsum("nic,njc,ijk->nkc", x, y, table)
+
+    def ours(x, y):
+        return sparse_product(sparse, x, y)
+
+    def second(f):
+        def once(x, y):
+            return sum((g**3).sum() for g in jax.grad(lambda *v: (f(*v) ** 2).sum(), (0, 1))(x, y))
+
+        return jax.grad(once, (0, 1))(x, y)
+
+    np.testing.assert_allclose(ours(x, y), dense(x, y), atol=1e-12)
+    for a, b in zip(second(ours), second(dense), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    tangents = (y[:, :3], x[:, [0, 1, 2, 0]])
+    a, b = (jax.jvp(f, (x, y), tangents)[1] for f in (ours, dense))
+    np.testing.assert_allclose(a, b, atol=1e-12)
+    many = jax.vmap(ours, in_axes=(0, None))(jnp.stack([x, 2 * x]), y)
+    np.testing.assert_allclose(many[1], 2 * dense(x, y), atol=1e-12)
