@@ -113,10 +113,9 @@ class Fit:
             return Stop(f"{self.epochs} epochs", True)
         if run.max_num_steps is not None and position.step >= run.max_num_steps:
             return Stop(f"{run.max_num_steps} steps", True)
-        if run.patience is not None and position.batch == 0 and not self._stage_two_left():
+        if position.batch == 0 and not self._stage_two_left() and self._out_of_patience():
             waited = position.epoch - position.best_epoch
-            if waited >= run.patience:
-                return Stop(f"no better validation loss for {waited} epochs", True)
+            return Stop(f"no better validation loss for {waited} epochs", True)
         return None
 
     def _restore(self) -> None:
@@ -132,6 +131,7 @@ class Fit:
         self.state, self.best = tree["state"], tree["best"]
         self.position = Position(**position)
         self._seconds_before = self.position.seconds
+        self._pace.epoch(self.position.step * self.train.batch_size, self._working())
         self.history.restart(self.position.epoch)
         if step:
             self.progress.tell(
@@ -323,12 +323,16 @@ class Fit:
 
     def _stage_two_begins(self) -> bool:
         position, start = self.position, self.options.stage_two.start_stage_two
-        patience = self.options.run.patience
-        waited = position.epoch - position.best_epoch
         return position.epoch < self.epochs and (
-            (start is not None and position.epoch >= start)
-            or (patience is not None and waited >= patience)
+            (start is not None and position.epoch >= start) or self._out_of_patience()
         )
+
+    def _out_of_patience(self) -> bool:
+        """Whether the validation of this epoch, if there was one, ends the wait for a better one."""
+        run, position = self.options.run, self.position
+        if run.patience is None or position.epoch % run.eval_interval:
+            return False
+        return position.epoch - position.best_epoch >= run.patience
 
     def _begin_stage_two(self) -> None:
         epoch = self.position.epoch

@@ -172,7 +172,7 @@ def test_second_stage_has_its_own_weights_and_rate(tmp_path: Path) -> None:
     )
     fit = small_run.fit(tmp_path, chosen)
     end = fit.run()
-    np.testing.assert_array_equal(fit.state.stage.weights, [1000.0, 100.0, 0.0])
+    np.testing.assert_array_equal(fit.state.stage.weights, [50.0, 10.0, 0.0])
     by_epoch = {row["epoch"]: row["lr"] for row in end.history}
 
     def cosine(step: int, steps: int) -> float:
@@ -193,6 +193,13 @@ def test_patience_begins_the_second_stage_then_ends_the_run(tmp_path: Path) -> N
     assert end.reason == "no better validation loss for 2 epochs"
     assert end.position.stage == 2
     assert end.position.epoch < 12
+
+
+def test_patience_waits_for_validations(tmp_path: Path) -> None:
+    """Fewer epochs of patience than lie between validations end no run that improves."""
+    chosen = small_run.options(max_num_epochs=9, patience=2, eval_interval=3, scheduler="constant")
+    end = small_run.fit(tmp_path, chosen).run()
+    assert [row["epoch"] for row in end.history] == [3, 6, 9]
 
 
 def test_best_weights_are_those_of_the_best_row(tmp_path: Path) -> None:
