@@ -20,7 +20,7 @@ from eqnet.data.labels import Keys
 from eqnet.data.neighbors import average_num_neighbors
 from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
-from eqnet.data.split import read_split, split
+from eqnet.data.split import Split, read_split, split
 from eqnet.errors import InputError
 from eqnet.options import TrainOptions
 from eqnet.scaling import fit_shift, force_scale
@@ -102,7 +102,11 @@ class Experiment:
 
 
 def build(experiment: Experiment) -> Potential:
-    """The potential with its first weights, in the precision that JAX has now."""
+    """The potential with its first weights, in the precision that JAX has now.
+
+    Raises:
+        InputError: the options of the model do not go together.
+    """
     import jax
     from flax import nnx
 
@@ -112,8 +116,12 @@ def build(experiment: Experiment) -> Potential:
     number = len(experiment.elements)
     options = experiment.options
     model_class = MODELS[options.model.model][1]
+    try:
+        model = model_class(experiment.config, rngs=nnx.Rngs(options.run.seed))
+    except ValueError as error:  # irreps that do not go together, no such product
+        raise InputError(f"the model cannot be made: {error}") from None
     potential = Potential(
-        model_class(experiment.config, rngs=nnx.Rngs(options.run.seed)),
+        model,
         elements=experiment.elements,
         cutoff=experiment.config.r_max,
         atomic_energies=experiment.atomic_energies.tolist(),
@@ -249,7 +257,15 @@ def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, lis
     """Frames by role; files of their own win, the rest is drawn from the training file."""
     data, frames = options.data, datasets["train"].frames
     if data.split_file is not None:
-        parts = split(frames, indices=read_split(data.split_file))
+        places = {frame.index: place for place, frame in enumerate(frames)}
+        given = read_split(data.split_file)
+        for index in (index for part in given.parts() for index in part):
+            if index not in places:
+                raise InputError(
+                    f"{data.split_file} names frame {index}, which is no structure of "
+                    f"{datasets['train'].report.file}: it is an isolated atom or beyond the end"
+                )
+        parts = Split(*([places[index] for index in part] for part in given.parts()))
     else:
         fraction = data.valid_fraction
         if data.valid_file is None and data.num_valid is None and fraction is None:
@@ -376,6 +392,12 @@ def _resolve_length(options: TrainOptions, structures: int, config: Any) -> Trai
     if epochs is None:
         epochs = -(-(run.max_num_steps or DEFAULT_STEPS) // per_epoch)
         values["max_num_epochs"] = epochs
-    if options.stage_two.stage_two and options.stage_two.start_stage_two is None:
-        values["start_stage_two"] = max(1, 3 * epochs // 4)
+    if options.stage_two.stage_two:
+        start = options.stage_two.start_stage_two or max(1, 3 * epochs // 4)
+        if start >= epochs:
+            raise InputError(
+                f"the second stage would never begin: it starts after epoch {start}, and there are "
+                f"{epochs}; lower --start_stage_two or allow more epochs"
+            )
+        values["start_stage_two"] = start
     return options.replace(values)

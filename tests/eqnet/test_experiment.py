@@ -13,7 +13,7 @@ from ase.io import write
 
 from eqnet.data.frame import Frame, to_atoms
 from eqnet.errors import InputError
-from eqnet.experiment import prepare
+from eqnet.experiment import build, prepare
 from eqnet.options import TrainOptions, resolve_choices
 from eqnet.scaling import fit_shift, force_scale
 
@@ -88,6 +88,28 @@ def test_split_by_file_of_indices(tmp_path: Path) -> None:
     assert set(found.provenance()["files"]) == {"train", "split"}
 
 
+def test_indices_count_the_frames_of_the_file(tmp_path: Path) -> None:
+    """Isolated atoms are frames too, though no structures."""
+    water = small_run.frames(3)
+    atom = replace(water[0], numbers=np.array([8]), positions=np.zeros((1, 3)),
+                   forces=np.zeros((1, 3)), config_type="IsolatedAtom")  # fmt: skip
+    file, split = file_of(tmp_path, [atom, *water]), tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [1, 3], "valid": [2]}))
+    found = prepare(options(split_file=str(split)), file)
+    assert [f.index for f in found.frames["train"]] == [1, 3]
+    for wrong in (0, 4):
+        split.write_text(json.dumps({"train": [1, wrong], "valid": [2]}))
+        with pytest.raises(InputError, match=f"names frame {wrong}, which is no structure"):
+            prepare(options(split_file=str(split)), file)
+
+
+def test_model_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    wrong = {"hidden_irreps": "8x0e+4x1o", "num_channels": None, "max_L": None}
+    found = prepare(options(**wrong, num_interactions=2), file_of(tmp_path, small_run.frames(9)))
+    with pytest.raises(InputError, match="the model cannot be made: .*equal multiplicities"):
+        build(found)
+
+
 def test_given_atomic_energies(tmp_path: Path) -> None:
     file = file_of(tmp_path, small_run.frames(9))
     for text in ("{1: -1.5, 8: -7}", '{"H": -1.5, "O": -7}', "{H: -1.5, O: -7.0}"):
@@ -97,13 +119,20 @@ def test_given_atomic_energies(tmp_path: Path) -> None:
         prepare(options(E0s="{H -1.5}"), file)
 
 
+def test_second_stage_that_never_begins_is_refused(tmp_path: Path) -> None:
+    file = file_of(tmp_path, small_run.frames(9))
+    for values in ({"max_num_epochs": 1}, {"max_num_steps": 20, "start_stage_two": 50}):
+        with pytest.raises(InputError, match="the second stage would never begin"):
+            prepare(options(stage_two=True, **values), file)
+
+
 def test_stress_weight_follows_the_labels(tmp_path: Path) -> None:
     frames = [
         replace(f, cell=8 * np.eye(3), pbc=np.ones(3, bool), stress=0.01 * np.eye(3))
         for f in small_run.frames(8)
     ]
     found = prepare(options(), file_of(tmp_path, frames))
-    assert found.options.loss.stress_weight == 1.0 and found.stress
+    assert found.options.loss.stress_weight == 50.0 and found.stress
     found = prepare(options(stress_weight=0.0), file_of(tmp_path, frames))
     assert not found.stress
     plain = file_of(tmp_path, small_run.frames(8), "plain.xyz")
