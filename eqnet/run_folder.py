@@ -63,8 +63,9 @@ class RunFolder:
             )
 
     def _foreign(self) -> bool:
-        """A start that was killed leaves no more than a lock and a part of config.yaml."""
-        return any(p.name not in ("lock", "config.yaml.partial") for p in self.path.iterdir())
+        """A start that was killed leaves no more than what is written before config.yaml."""
+        early = {"lock", "log.txt", "data.json", "data.json.partial", "config.yaml.partial"}
+        return any(p.name not in early for p in self.path.iterdir())
 
     def check_same(self, options: TrainOptions, data: Mapping[str, Any]) -> None:
         """Refuse to go on with other options or other data than the run began with.

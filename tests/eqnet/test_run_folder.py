@@ -47,6 +47,9 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "water").mkdir()
     folder = RunFolder(tmp_path, "water")
     folder.check_free()
+    for name in ("lock", "log.txt", "data.json", "config.yaml.partial"):  # a start that was killed
+        (tmp_path / "water" / name).write_text("")
+    folder.check_free()
     (tmp_path / "water" / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="is no run of eqnet train"):
         folder.check_free()
