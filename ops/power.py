@@ -105,7 +105,7 @@ class Power:
         correlation: highest number of factors.
 
     Raises:
-        ValueError: the multiplicities differ.
+        ValueError: the multiplicities differ, or no product reaches one of `irreps_out`.
     """
 
     irreps_in: Irreps
@@ -117,6 +117,12 @@ class Power:
             raise ValueError(
                 f"a power needs equal multiplicities: {self.irreps_in} to {self.irreps_out}"
             )
+        reached = {out for out, _ in self.trees}
+        for _, ir in self.irreps_out:
+            if ir not in reached:
+                raise ValueError(
+                    f"no product of up to {self.correlation} of {self.irreps_in} contains {ir}"
+                )
 
     @property
     def inputs(self) -> tuple[Irrep, ...]:
