@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FRICTION = 0.01  # 1/fs
 STEPS = 2000
+TEMPERATURE = 300.0  # K
 
 
 def _default(text: str, metavar: str) -> Any:
@@ -48,14 +49,14 @@ class MdOptions:
     """Length in picoseconds, instead of steps."""
     time_step: float = 0.5
     """Time step in fs."""
-    temperature: float = 300.0
+    temperature: Annotated[float | None, _default(f"{TEMPERATURE}", "FLOAT")] = None
     """Temperature in K: of the initial velocities, and of the thermostat."""
     friction: Annotated[float | None, _default(f"{FRICTION} with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
     velocities: Literal["draw", "file"] = "draw"
     """draw: Maxwell-Boltzmann velocities of exactly the temperature, without total momentum (and,
     for molecules, without angular momentum); file: those of STRUCTURE."""
-    seed: int = 0
+    seed: Annotated[int | None, _default("0", "INT")] = None
     """Seed of velocities and thermostat."""
     traj_interval: int = 20
     """Steps between frames of the trajectory."""
@@ -96,12 +97,18 @@ def _steps(options: MdOptions) -> int:
         raise InputError("--steps and --time_ps say the same thing twice: give one of them")
     if options.ensemble == "nve" and options.friction is not None:
         raise InputError("--friction has no effect without --ensemble langevin: add it")
+    if options.ensemble == "nve" and options.velocities == "file":
+        for name in ("temperature", "seed"):
+            if getattr(options, name) is not None:
+                raise InputError(
+                    f"--{name} has no effect with --ensemble nve --velocities file: leave it out"
+                )
     for name in ("traj_interval", "log_interval"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    if not 0 <= options.temperature < 1e5:
+    if options.temperature is not None and not 0 <= options.temperature < 1e5:
         raise InputError(f"--temperature must be from 0 to 100000 K, not {options.temperature}")
-    if options.seed < 0:
+    if options.seed is not None and options.seed < 0:
         raise InputError(f"--seed must not be negative, not {options.seed}")
     if not options.time_step > 0:
         raise InputError(f"--time_step must be a positive number of fs, not {options.time_step}")
@@ -125,8 +132,10 @@ def _prepare(options: MdOptions) -> Simulation:
     from eqnet.simulate import Simulation
     from eqnet.velocities import draw_velocities
 
+    temperature = TEMPERATURE if options.temperature is None else options.temperature
+    seed = options.seed or 0
     if options.velocities == "draw":
-        draw_velocities(atoms, options.temperature, options.seed)
+        draw_velocities(atoms, temperature, seed)
     elif not atoms.has("momenta"):
         raise InputError(f"{options.structure} has no velocities; use --velocities draw")
     device = find_device(options.device)
@@ -138,9 +147,9 @@ def _prepare(options: MdOptions) -> Simulation:
         atoms,
         ensemble=options.ensemble,
         time_step=options.time_step,
-        temperature=options.temperature if langevin else None,
+        temperature=temperature if langevin else None,
         friction=FRICTION if options.friction is None else options.friction,
-        seed=options.seed,
+        seed=seed,
         skin=options.skin,
         dtype=options.dtype,
         device=device,

@@ -114,6 +114,14 @@ def test_starts_at_the_temperature(folder: Path) -> None:
         (["model.eqnet", "ethanol.xyz", "--output", "ethanol.xyz"], "overwrite an input"),
         (["model.eqnet", "ethanol.xyz", "--output", "no/a.xyz"], "folder no does not exist"),
         (["model.eqnet", "ethanol.xyz", "--velocities", "file"], "has no velocities"),
+        (
+            ["model.eqnet", "ethanol.xyz", "--velocities", "file", "--temperature", "300"],
+            "--temperature has no effect with",
+        ),
+        (
+            ["model.eqnet", "ethanol.xyz", "--velocities", "file", "--seed", "0"],
+            "--seed has no effect with",
+        ),
         (["model.eqnet", "ethanol.xyz", "--tempratur", "1"], "did you mean --temperature"),
         (["model.eqnet", "ethanol.xyz", "--device", "abacus"], "abacus"),
         (["model.eqnet", "neon.xyz"], "element Ne"),
