@@ -172,7 +172,7 @@ def _isolated_atoms(frames: list[Frame], total: int) -> tuple[dict[int, float], 
     for frame in frames:
         marked = frame.config_type.lower() in _ISOLATED
         alone = len(frame) == 1 and not frame.pbc.any() and frame.config_type == "Default"
-        if frame.energy is None or not (marked or alone):
+        if not marked and (frame.energy is None or not alone):
             rest.append(frame)
             continue
         where = f"{frame.file}, frame {frame.index} of {total}"
@@ -180,6 +180,11 @@ def _isolated_atoms(frames: list[Frame], total: int) -> tuple[dict[int, float], 
             raise InputError(
                 f"{where}: config_type={frame.config_type}, but it has {len(frame)} atoms; "
                 "an isolated atom is one atom"
+            )
+        if frame.energy is None:
+            raise InputError(
+                f"{where}: config_type={frame.config_type}, but it has no energy; add the energy "
+                "or remove the frame"
             )
         number = int(frame.numbers[0])
         if abs(isolated.get(number, frame.energy) - frame.energy) > 1e-6:

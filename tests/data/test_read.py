@@ -219,6 +219,12 @@ def test_isolated_atoms_give_reference_energies(tmp_path):
     assert len(read(save(tmp_path, "1\n\nH 0 0 0\n"), require=()).frames) == 1
 
 
+def test_marked_atom_without_an_energy_is_refused(tmp_path):
+    bare = "1\nProperties=species:S:1:pos:R:3 config_type=IsolatedAtom\nH 0 0 0\n"
+    with pytest.raises(InputError, match=r"a.xyz, frame 1 of 2: .*IsolatedAtom, but .* no energy"):
+        read(save(tmp_path, GOOD + bare))
+
+
 LATTICE = "2 0 0 0 2 0 0 0 5"
 TENSOR = np.array([[1, 6, 5], [6, 2, 4], [5, 4, 3]]) / 10
 
