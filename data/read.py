@@ -55,7 +55,11 @@ class Dataset:
 
 
 def read(
-    path: str | Path, keys: Keys | None = None, *, require: Sequence[str] = ("energy", "forces")
+    path: str | Path,
+    keys: Keys | None = None,
+    *,
+    require: Sequence[str] = ("energy", "forces"),
+    isolated: bool = True,
 ) -> Dataset:
     """Read a file of structures with labels.
 
@@ -63,6 +67,7 @@ def read(
         path: extended XYZ (also compressed) or any file that ASE reads.
         keys: names of the labels in the file, where they are not the usual ones.
         require: labels that at least one frame must have; () reads bare structures.
+        isolated: whether single atoms without a config_type count as isolated atoms, too.
 
     Returns:
         The frames, without isolated atoms; energies of isolated atoms; a report of the labels.
@@ -73,12 +78,12 @@ def read(
     file = str(path)
     images = read_images(path)
     frames, sources, notes = label_frames(images, keys or Keys(), require, file)
-    isolated, rest = _isolated_atoms(frames, len(images))
+    energies, rest = _isolated_atoms(frames, len(images), unmarked=isolated)
     if not rest:
         raise InputError(
             f"{file}: all {len(frames)} frames are isolated atoms; give a file with structures too"
         )
-    if isolated:
+    if energies:
         notes.append(
             f"{len(frames) - len(rest)} frames of isolated atoms give reference energies and are "
             "not among the structures"
@@ -87,7 +92,7 @@ def read(
     absent = sorted(set(require) - {row.label for row in report.rows})
     if absent:
         raise InputError(f"{file}: only isolated atoms have {absent[0]}; structures need it too")
-    return Dataset(rest, isolated, report)
+    return Dataset(rest, energies, report)
 
 
 def read_images(path: str | Path) -> list[Atoms]:
@@ -165,14 +170,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
 
 
-def _isolated_atoms(frames: list[Frame], total: int) -> tuple[dict[int, float], list[Frame]]:
+def _isolated_atoms(
+    frames: list[Frame], total: int, *, unmarked: bool
+) -> tuple[dict[int, float], list[Frame]]:
     """Take out isolated atoms: marked by config_type, or single atoms that are not periodic."""
     isolated: dict[int, float] = {}
     rest: list[Frame] = []
     for frame in frames:
         marked = frame.config_type.lower() in _ISOLATED
         alone = len(frame) == 1 and not frame.pbc.any() and frame.config_type == "Default"
-        if not marked and (frame.energy is None or not alone):
+        if not marked and not (unmarked and alone and frame.energy is not None):
             rest.append(frame)
             continue
         where = f"{frame.file}, frame {frame.index} of {total}"

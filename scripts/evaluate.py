@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console = Console(soft_wrap=True)
     keys = Keys(options.energy_key, options.forces_key, options.stress_key, options.virials_key)
-    dataset = read(options.file, keys, require=())
+    dataset = read(options.file, keys, require=(), isolated=False)
     if not dataset.report.rows and not (options.json or options.output):
         raise InputError(
             f"{options.file}: no energy, forces or stress found; name them with --energy_key, "

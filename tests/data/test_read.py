@@ -211,6 +211,8 @@ def test_isolated_atoms_give_reference_energies(tmp_path):
     dataset = read(save(tmp_path, marked + GOOD + plain))
     assert dataset.isolated == {1: -13.5, 8: -430.25}
     assert len(dataset.frames) == 1 and dataset.report.rows[0].minimum == -1.5
+    dataset = read(tmp_path / "a.xyz", isolated=False)
+    assert dataset.isolated == {1: -13.5} and [f.index for f in dataset.frames] == [1, 2]
     other = atom.format(-99, "config_type=isolated_atom", "H")
     with pytest.raises(InputError, match="frame 2 of 3: a second isolated atom"):
         read(save(tmp_path, marked + GOOD + other))
