@@ -26,20 +26,27 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
     return fixed
 
 
-def draw_velocities(atoms: Atoms, temperature: float, seed: int = 0) -> None:
+def draw_velocities(
+    atoms: Atoms, temperature: float, seed: int = 0, *, conserving: bool = True
+) -> None:
     """Give atoms Maxwell-Boltzmann velocities of exactly this temperature; fixed atoms none.
 
-    The total momentum is zero unless atoms are fixed, and so is the angular momentum of a molecule
-    (no periodic axis).
+    Args:
+        atoms: get the velocities.
+        temperature: K, over the degrees of freedom of `degrees_of_freedom(conserving=conserving)`.
+        seed: of the velocities.
+        conserving: whether the dynamics to come conserves momentum. If so, the total momentum is
+            zero unless atoms are fixed, and so is the angular momentum of a molecule (no periodic
+            axis); a heat bath moves and turns the whole like any other degree of freedom.
     """
     rng = np.random.default_rng(seed)
     fixed = fixed_atoms(atoms)
     spread = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
     momenta = spread * rng.standard_normal((len(atoms), 3))
     atoms.set_momenta(np.where(fixed[:, None], 0.0, momenta))
-    if not fixed.any():
+    if conserving and not fixed.any():
         _stop_drift_and_rotation(atoms)
-    wanted = 0.5 * degrees_of_freedom(atoms, conserving=True) * units.kB * temperature
+    wanted = 0.5 * degrees_of_freedom(atoms, conserving=conserving) * units.kB * temperature
     if wanted > 0:
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / atoms.get_kinetic_energy()))
 

@@ -54,8 +54,8 @@ class MdOptions:
     friction: Annotated[float | None, _default(f"{FRICTION} with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
     velocities: Literal["draw", "file"] = "draw"
-    """draw: Maxwell-Boltzmann velocities of exactly the temperature, without total momentum (and,
-    for molecules, without angular momentum); file: those of STRUCTURE."""
+    """draw: Maxwell-Boltzmann velocities of exactly the temperature, with nve without total momentum
+    (and, for molecules, without angular momentum); file: those of STRUCTURE."""
     seed: Annotated[int | None, _default("0", "INT")] = None
     """Seed of velocities and thermostat."""
     traj_interval: int = 20
@@ -135,7 +135,7 @@ def _prepare(options: MdOptions) -> Simulation:
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     seed = options.seed or 0
     if options.velocities == "draw":
-        draw_velocities(atoms, temperature, seed)
+        draw_velocities(atoms, temperature, seed, conserving=options.ensemble == "nve")
     elif not atoms.has("momenta"):
         raise InputError(f"{options.structure} has no velocities; use --velocities draw")
     device = find_device(options.device)

@@ -90,12 +90,13 @@ def test_fixed_atoms_and_chosen_frame(folder: Path) -> None:
     assert (first.positions[1] != last.positions[1]).any()
 
 
-def test_starts_at_the_temperature(folder: Path) -> None:
+@pytest.mark.parametrize(("ensemble", "freedom"), [("nve", 21), ("langevin", 27)])
+def test_starts_at_the_temperature(folder: Path, ensemble: str, freedom: int) -> None:
     argv = ["model.eqnet", "ethanol.xyz", "--steps", "1", "--temperature", "1000"]
-    assert main(argv) == 0
+    assert main([*argv, "--ensemble", ensemble]) == 0
     row = rows("ethanol_md.csv")[0]
     assert row["temperature_K"] == pytest.approx(1000)
-    assert row["kinetic_eV"] == pytest.approx(0.5 * 21 * units.kB * 1000, abs=1e-8)
+    assert row["kinetic_eV"] == pytest.approx(0.5 * freedom * units.kB * 1000, abs=1e-8)
 
 
 @pytest.mark.parametrize(
