@@ -217,14 +217,15 @@ class Fit:
         """Validate, record the row, keep the best weights, drive the plateau."""
         weights, batch = self._candidate(), self.position.batch
         epoch = self.position.epoch + (batch > 0)
+        loss_sum, done = float(self._check_finite()), self.position.step * self.train.batch_size
+        speed = self._pace.rate(done, self._working())
         found = [self.validation(weights, *pair) for pair in self._validation_batches()]
-        loss_sum = float(self._check_finite())
         rate, stage_weights = jax.device_get((self.state.rate, self.state.stage.weights))
         sums = training.add_up(found)
         loss = losses.total_on_host(sums, stage_weights)
         if not math.isfinite(loss):
             self._refuse_validation(found)
-        pace = self._pace.epoch(self.position.step * self.train.batch_size, self._working())
+        self._pace.epoch(done, self._working())
         row = {
             "epoch": epoch,
             "step": self.position.step,
@@ -233,7 +234,7 @@ class Fit:
             "valid_loss": loss,
             "lr": float(rate),
             **losses.in_milli(sums),
-            "structures_per_s": round(pace, 1),
+            "structures_per_s": round(speed, 1),
             "compilations": self.step.compilations + self.validation.compilations,
         }
         best = loss < self.position.best_loss
@@ -328,7 +329,7 @@ class Fit:
         )
 
     def _out_of_patience(self) -> bool:
-        """Whether the validation of this epoch, if there was one, ends the wait for a better one."""
+        """Whether the validation of this epoch, if there was one, ends the wait."""
         run, position = self.options.run, self.position
         if run.patience is None or position.epoch % run.eval_interval:
             return False

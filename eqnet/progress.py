@@ -15,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LINE_SECONDS = 10.0  # between lines of the log, and of an output that is no terminal
+LINE_SECONDS = 10.0  # between validations in the log, and in an output that is no terminal
+LOOK_SECONDS = 30.0  # before a line from within an epoch
 
 # Columns of a validation: key of the row, title, format.
 COLUMNS = (
@@ -48,7 +49,8 @@ class Progress:
         self._early = io.StringIO()
         self._log: Path | None = None
         self._live: Live | None = None
-        self._last_line = -LINE_SECONDS
+        self._last_row = -LINE_SECONDS
+        self._last_line = time.monotonic()
         self._pending: str | None = None
         self._epochs = 0
         self._row: dict[str, Any] = {}
@@ -114,15 +116,18 @@ class Progress:
             listener(row)
         self._draw(row["epoch"])
         line = self._line(self._row)
-        if time.monotonic() - self._last_line < LINE_SECONDS:
+        if time.monotonic() - self._last_row < LINE_SECONDS:
             self._pending = line
             return
+        self._last_row = time.monotonic()
         self._emit(line)
 
     def within_epoch(self, epoch: int, batch: int, batches: int, loss: float, rate: float) -> None:
         """A look into an epoch that takes long: mean loss of its steps, structures per second."""
         self._draw(epoch - 1 + batch / batches)
-        if time.monotonic() - self._last_line >= LINE_SECONDS:
+        if time.monotonic() - self._last_line >= LOOK_SECONDS:
+            if self._pending is not None:
+                self._emit(self._pending)
             self._emit(
                 f"epoch {epoch}/{self._epochs}, step {batch}/{batches}: train loss {loss:.4g}, "
                 f"{rate:.3g} structures/s"
@@ -194,15 +199,14 @@ class Pace:
         self._before: tuple[int, float] = (0, 0.0)
         self._last_rate = 0.0
 
-    def epoch(self, done: int, seconds: float) -> float:
-        """Rate since the last call; `done` structures after `seconds`."""
-        rate = self.rate(done, seconds)
+    def epoch(self, done: int, seconds: float) -> None:
+        """An epoch and its validation are over: `done` structures after `seconds`, in all."""
+        self._last_rate = self.rate(done, seconds)
         self._first = self._first or (done, seconds)
-        self._before, self._last_rate = (done, seconds), rate
-        return rate
+        self._before = (done, seconds)
 
     def rate(self, done: int, seconds: float) -> float:
-        """Rate since the last epoch."""
+        """Structures per second since the last epoch ended."""
         return max(done - self._before[0], 0) / max(seconds - self._before[1], 1e-9)
 
     def left(self, epochs: int, batches: int, batch_size: int) -> float | None:

@@ -234,3 +234,27 @@ def test_validation_errors_equal_those_of_single_predictions(tmp_path: Path, x64
         values = np.ravel(errors)
         assert row[f"{name}_mae"] == pytest.approx(1000 * np.mean(np.abs(values)), rel=1e-7)
         assert row[f"{name}_rmse"] == pytest.approx(1000 * np.sqrt(np.mean(values**2)), rel=1e-7)
+
+
+def test_stress_is_trained_and_validated(tmp_path: Path, x64: None) -> None:
+    """Two of the frames have one; errors against single predictions, and the fit reduces them."""
+    from eqnet.data.batches import pack
+
+    data = small_run.frames(11)
+    crystal = dict(cell=4.0 * np.eye(3), pbc=np.ones(3, bool))
+    for i in (3, 9):
+        data[i] = replace(data[i], **crystal, stress=np.diag([0.01, 0.02, -0.01]))
+    chosen = small_run.options(
+        max_num_epochs=15, default_dtype="float64", stress_weight=3000.0, lr=0.03
+    )
+    fit = small_run.fit(tmp_path, chosen, data=data)
+    end = fit.run()
+    potential = fit.problem.with_weights(fit.state.ema)
+    graph = pack([fit.valid.items[2]], dtype=np.float64)
+    stress = potential.predict(graph, stress=True).stress
+    assert stress is not None
+    errors = np.asarray(stress[0]) - np.diag([0.01, 0.02, -0.01])
+    row = end.history[-1]
+    assert row["stress_mae"] == pytest.approx(1000 * np.mean(np.abs(errors)), rel=1e-7)
+    assert row["stress_rmse"] == pytest.approx(1000 * np.sqrt(np.mean(errors**2)), rel=1e-7)
+    assert row["stress_rmse"] < 0.5 * end.history[0]["stress_rmse"]

@@ -77,7 +77,13 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(Console(file=io.StringIO()))
     return Fit(
-        Problem(potential, chosen.loss, chosen.optimizer, loader.num_batches),
+        Problem(
+            potential,
+            chosen.loss,
+            chosen.optimizer,
+            loader.num_batches,
+            stress=any(frame.stress is not None for frame in structures),
+        ),
         replace(chosen),
         loader,
         valid,
