@@ -204,7 +204,7 @@ class EqnetCalculator(Calculator):
             np.array(forces[:n], np.float64),
             np.array(tensor[0], np.float64) if stress else None,
         )
-        if not (np.isfinite(numbers.node_energy).all() and np.isfinite(numbers.forces).all()):
+        if not all(np.isfinite(values).all() for values in numbers if values is not None):
             self._explain(frame, numbers)
         return numbers
 
@@ -213,6 +213,11 @@ class EqnetCalculator(Calculator):
         self._forget()
         neighbor_list(frame.positions, frame.cell, frame.pbc, self.potential.cutoff)
         good = np.isfinite(numbers.node_energy) & np.isfinite(numbers.forces).all(axis=1)
+        if good.all():
+            raise InputError(
+                "the model's stress is not finite; the structure is far from anything it was "
+                "trained on"
+            )
         atom = int(np.argmin(good))
         raise InputError(
             f"the model's answer for atom {atom} ({symbol(int(frame.numbers[atom]))}) is not "

@@ -290,6 +290,20 @@ def test_atoms_that_meet_after_a_search(calc: EqnetCalculator) -> None:
         atoms.get_forces()
 
 
+def test_stress_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = crystal()
+    atoms.calc = calculator = EqnetCalculator(POTENTIAL, dtype="float64")
+    predict = calculator._predict
+
+    def overflow(*args, **kwargs):
+        node_energy, forces, stress = predict(*args, **kwargs)
+        return node_energy, forces, stress.at[0, 1, 2].set(jnp.inf)
+
+    monkeypatch.setattr(calculator, "_predict", overflow)
+    with pytest.raises(InputError, match="stress is not finite"):
+        atoms.get_potential_energy()
+
+
 def test_precision_is_that_of_the_object() -> None:
     """Whatever the process has set: float32 stays float32, and float64 needs no switch."""
     atoms = crystal(seed=4)
