@@ -246,6 +246,13 @@ def _build(
     config_class, model_class = MODELS[name]
     config = _config(path, config_class, description["config"])
     settings = _settings(path, description["potential"])
+    for inner, outer in (("elements", "elements"), ("r_max", "cutoff")):
+        of_model, of_potential = getattr(config, inner), settings[outer]
+        if of_model != of_potential:
+            raise InputError(
+                f"{path}: config.json contradicts itself, {inner} of the model is {of_model} but "
+                f"{outer} of the potential is {of_potential}"
+            )
 
     def construct() -> Potential:
         return Potential(model_class(config, rngs=nnx.Rngs(0), method=method), **settings)

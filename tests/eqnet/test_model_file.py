@@ -256,6 +256,9 @@ def test_wrong_weights(model: Path, tmp_path: Path, name: str, array, message: s
         ("potential", {"elements": [6, 1, 8]}, "ascending"),
         ("potential", {"scale": [1.0]}, "scale must be 3 numbers"),
         ("potential", {"cutoff": -1.0}, "cutoff must be a positive number"),
+        ("potential", {"cutoff": 3.9}, "r_max of the model is 4.0 but cutoff .* is 3.9"),
+        ("config", {"elements": [1, 6, 9]}, "contradicts itself, elements of the model"),
+        ("potential", {"elements": [1, 7, 8]}, "contradicts itself, elements of the model"),
         ("potential", {"pair_repulsion": 1}, "pair_repulsion must be true or false"),
     ],
 )
