@@ -100,7 +100,9 @@ def save(
             **{name: version(name) for name in ("jax", "flax", "numpy", "e3nn-jax")},
         },
     }
-    answered = [Example(frame, a.energy, a.forces, a.node_energy) for frame, a in examples]
+    answered = [
+        Example(frame, a.energy, a.forces, a.node_energy, a.stress) for frame, a in examples
+    ]
     members = {
         "config.json": _to_json(description),
         "weights.safetensors": safetensors.numpy.save(weights),

@@ -22,9 +22,10 @@ from eqnet.data.packing import pack
 from eqnet.errors import InputError
 from eqnet.potential import Potential
 
-#: Largest disagreement of a replayed energy per atom (eV) and force (eV/angstrom), relative to the
-#: largest of 1 and the values themselves. float32 has seven digits, of which sums over neighbours
-#: and channels cost two or three; float64 agrees to rounding unless something is wrong.
+#: Largest disagreement of a replayed energy per atom (eV), force (eV/angstrom) and stress times
+#: volume per atom (eV), relative to the largest of 1 and the values themselves. float32 has seven
+#: digits, of which sums over neighbours and channels cost two or three; float64 agrees to rounding
+#: unless something is wrong.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
 
@@ -35,12 +36,14 @@ class Example(NamedTuple):
     energy: float  # eV, total
     forces: np.ndarray  # [n, 3] eV/angstrom
     node_energy: np.ndarray  # [n] eV, reference energies included
+    stress: np.ndarray | None = None  # [3, 3] eV/angstrom^3, where three axes are periodic
 
 
 def to_json(examples: Sequence[Example]) -> bytes:
     """Examples as text; numbers keep all digits of float64."""
-    entries = [
-        {
+    entries = []
+    for example in examples:
+        entry = {
             "numbers": example.frame.numbers.tolist(),
             "positions": np.asarray(example.frame.positions, float).tolist(),
             "cell": np.asarray(example.frame.cell, float).tolist(),
@@ -49,8 +52,9 @@ def to_json(examples: Sequence[Example]) -> bytes:
             "forces": np.asarray(example.forces, float).tolist(),
             "node_energy": np.asarray(example.node_energy, float).tolist(),
         }
-        for example in examples
-    ]
+        if example.stress is not None:
+            entry["stress"] = np.asarray(example.stress, float).tolist()
+        entries.append(entry)
     return json.dumps(entries, allow_nan=False).encode()
 
 
@@ -87,7 +91,12 @@ def _example(entry: dict[str, Any], index: int) -> Example:
         forces=None,
         stress=None,
     )
-    return Example(frame, float(array("energy")), array("forces", n, 3), array("node_energy", n))
+    stress = array("stress", 3, 3) if "stress" in entry else None
+    if stress is not None and not frame.pbc.all():
+        raise ValueError(f"example {index}: a stress without three periodic axes")
+    return Example(
+        frame, float(array("energy")), array("forces", n, 3), array("node_energy", n), stress
+    )
 
 
 def replay(
@@ -103,17 +112,21 @@ def replay(
     frames = [dataclasses.replace(example.frame, index=i) for i, example in enumerate(examples)]
     items = make_items(frames, potential.elements, potential.cutoff)
     graphdef, state = nnx.split(potential)
+    wanted = any(example.stress is not None for example in examples)
     with jax.enable_x64(dtype == "float64"):
-        predict = jax.jit(lambda state, graph: nnx.merge(graphdef, state).predict(graph))
+        predict = jax.jit(
+            lambda state, graph: nnx.merge(graphdef, state).predict(graph, stress=wanted)
+        )
         answer = predict(state, pack(items, dtype=np.dtype(dtype)))
         node_energy = np.asarray(answer.node_energy, np.float64)
         forces = np.asarray(answer.forces, np.float64)
+        stress = np.asarray(answer.stress, np.float64) if wanted else [None] * len(examples)
     worst, start = 0.0, 0
     for index, example in enumerate(examples):
         n = len(example.frame.numbers)
         atoms = slice(start, start + n)
         start += n
-        found = _disagreement(potential, example, node_energy[atoms], forces[atoms])
+        found = _disagreement(potential, example, node_energy[atoms], forces[atoms], stress[index])
         if not found <= TOLERANCE[dtype]:  # NaN disagrees
             raise InputError(
                 f"{path}: example {index} of {len(examples)} gives other numbers here than where "
@@ -125,12 +138,27 @@ def replay(
 
 
 def _disagreement(
-    potential: Potential, example: Example, node_energy: np.ndarray, forces: np.ndarray
+    potential: Potential,
+    example: Example,
+    node_energy: np.ndarray,
+    forces: np.ndarray,
+    stress: np.ndarray | None,
 ) -> float:
+    """Largest of the disagreements that `TOLERANCE` names; infinite if not a number."""
     species = np.searchsorted(potential.elements, example.frame.numbers)
     energy = float(node_energy.sum()) + potential.reference_energy(species)
     # What the model itself adds: reference energies are exact and may be thousands of eV.
     learned = np.abs(node_energy).max()
-    of_energy = abs(energy - example.energy) / len(species) / max(1.0, learned)
-    of_forces = np.abs(forces - example.forces).max() / max(1.0, np.abs(example.forces).max())
-    return float(max(of_energy, of_forces)) if np.isfinite(forces).all() else np.inf
+    found = [
+        abs(energy - example.energy) / len(species) / max(1.0, learned),
+        _deviation(forces, example.forces),
+    ]
+    if example.stress is not None and stress is not None:
+        volume = abs(np.linalg.det(example.frame.cell)) / len(species)
+        found.append(_deviation(volume * stress, volume * example.stress))
+    return float(max(found)) if np.isfinite(found).all() else np.inf
+
+
+def _deviation(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference relative to the largest of 1 and what is expected."""
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))

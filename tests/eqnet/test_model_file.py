@@ -295,6 +295,34 @@ def test_replay_refuses_other_numbers(model: Path, tmp_path: Path) -> None:
     assert isinstance(load(path, verify=False).model, nnx.Module)
 
 
+def test_stress_of_periodic_examples_is_replayed(model: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(model) as file:
+        entries = json.loads(file.read("examples.json"))
+    assert ["stress" in entry for entry in entries] == [False, False, True]
+    # Independent: the energy by loops over pairs, differentiated by strain.
+    potential, frame, step = load(model, dtype="float64"), frames()[2], 1e-4
+    volume, stress = abs(np.linalg.det(frame.cell)), np.array(entries[2]["stress"])
+    for a, b in ((0, 0), (1, 2)):
+        bend = np.zeros((3, 3))
+        bend[a, b] += 0.5 * step
+        bend[b, a] += 0.5 * step
+        energies = [
+            by_hand(frame.numbers, frame.positions @ m, frame.cell @ m, frame.pbc, potential)
+            for m in (np.eye(3) + bend, np.eye(3) - bend)
+        ]
+        slope = (energies[0] - energies[1]) / (2 * step * volume)
+        assert slope == pytest.approx(stress[a, b], abs=1e-6)
+    entries[2]["stress"][0][1] += 1e-3
+    path = rewrite(model, tmp_path / "model.eqnet", examples_json=entries)
+    with pytest.raises(InputError, match="example 2 of 3 gives other numbers"):
+        load(path)
+    del entries[2]["stress"]  # as files have it whose writer knew no stress
+    load(rewrite(model, path, examples_json=entries))
+    entries[0]["stress"] = np.eye(3).tolist()
+    with pytest.raises(InputError, match="a stress without three periodic axes"):
+        load(rewrite(model, path, examples_json=entries))
+
+
 @pytest.mark.parametrize("name", ["mace", "nequip"])
 def test_models_of_the_library(tmp_path: Path, name: str) -> None:
     config_class, model_class = eqnet.models.MODELS[name]
