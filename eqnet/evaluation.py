@@ -82,6 +82,12 @@ def evaluate(
     return [answers[i] for i in range(len(frames))]
 
 
+def finite(answer: Answer) -> bool:
+    """Whether energy, forces and stress of an answer are finite numbers."""
+    parts = (answer.energy, answer.forces, 0.0 if answer.stress is None else answer.stress)
+    return all(bool(np.isfinite(part).all()) for part in parts)
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "stress"))
 def _predict(graphdef: Any, params: Any, graph: AtomGraph, *, stress: bool) -> Prediction:
     return nnx.merge(graphdef, params).predict(graph, stress=stress)

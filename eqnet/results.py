@@ -10,7 +10,7 @@ from typing import Any
 from eqnet import metrics, model_file
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
-from eqnet.evaluation import Answer, evaluate
+from eqnet.evaluation import Answer, evaluate, finite
 from eqnet.experiment import Experiment
 from eqnet.report import label_table, write_report
 from eqnet.run_folder import RunFolder
@@ -26,11 +26,13 @@ def finish(
     outcome: Outcome,
     *,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test structures and write everything a run leaves.
 
     The best and the last model file, plots, report.html and results.json, the latter last: with
-    it, a run is finished.
+    it, a run is finished. Test structures whose answers are not finite numbers are told, listed
+    under "not_finite" and left out of the errors.
 
     Returns:
         What results.json holds.
@@ -41,6 +43,14 @@ def finish(
     answers: list[Answer] = []
     if test:
         answers = evaluate(best, test, dtype=run.default_dtype, progress=progress)
+    lost = [frame for frame, answer in zip(test, answers, strict=True) if not finite(answer)]
+    if lost:
+        tell(
+            f"the answers for {len(lost)} of {len(test)} test structures are not finite numbers, "
+            f"the first is {lost[0].name}; they are left out of the test errors"
+        )
+        pairs = [p for p in zip(test, answers, strict=True) if finite(p[1])]
+        test, answers = [frame for frame, _ in pairs], [answer for _, answer in pairs]
     errors = metrics.errors(test, answers)
     facts = _facts(experiment, outcome)
     examples = _examples(experiment)
@@ -69,6 +79,8 @@ def finish(
         summary=_summary(experiment, facts),
     )
     results = {**errors, "validation": _validation(outcome), **facts}
+    if lost:
+        results["not_finite"] = [frame.name for frame in lost]
     folder.write_results(results)
     return results
 

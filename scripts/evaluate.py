@@ -116,7 +116,7 @@ def _check(options: EvaluateOptions) -> None:
 def _answers(options: EvaluateOptions, dataset: Dataset, console: Console) -> list[Answer]:
     """The potential's answers, every one of them finite."""
     from eqnet.device import computing, find_device
-    from eqnet.evaluation import evaluate
+    from eqnet.evaluation import evaluate, finite
     from eqnet.model_file import load
 
     device = find_device(options.device)
@@ -132,19 +132,12 @@ def _answers(options: EvaluateOptions, dataset: Dataset, console: Console) -> li
             progress=progress,
         )
     for frame, answer in zip(dataset.frames, answers, strict=True):
-        if not _finite(answer):
+        if not finite(answer):
             raise InputError(
                 f"{frame.name}: the answer of {options.model} is not a finite number; look for "
                 "atoms that nearly touch, or try --dtype float64"
             )
     return answers
-
-
-def _finite(answer: Answer) -> bool:
-    import numpy as np
-
-    parts = (answer.energy, answer.forces, 0.0 if answer.stress is None else answer.stress)
-    return all(np.isfinite(part).all() for part in parts)
 
 
 @contextmanager

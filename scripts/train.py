@@ -246,7 +246,7 @@ def _fit(
             )
             return 128 + outcome.signal
         progress.tell(f"training ended after {outcome.reason}; evaluating")
-        results = finish(folder, experiment, problem, outcome)
+        results = finish(folder, experiment, problem, outcome, tell=progress.tell)
     _show_results(progress, experiment, folder, results)
     return 0
 
@@ -277,11 +277,12 @@ def _show_results(
     from eqnet import metrics
     from eqnet.evaluation import naive
 
-    test = experiment.frames.get("test", [])
+    lost = results.get("not_finite", [])
+    test = [frame for frame in experiment.frames.get("test", []) if frame.name not in lost]
     if test:
         progress.show(metrics.table(results, metrics.errors(test, naive(test))))
         progress.tell("naive: composition energies fitted to the test labels, no forces")
-    else:
+    elif not lost:
         progress.tell("no test structures: --test_file, --num_test or --test_fraction gives some")
     structure = experiment.datasets["train"].report.file
     progress.tell(f"model:  {folder.best_model}")

@@ -86,6 +86,31 @@ def check_results(results: dict, run: Path) -> None:
     assert results["energy_per_atom_mae"] == pytest.approx(results["energy_mae"] / 3)
 
 
+def test_answers_that_are_not_finite_are_told_and_the_rest_is_written(
+    water: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eqnet import results
+
+    whole, poisoned = results.evaluate, []
+
+    def evaluate(potential, frames, **values):
+        answers = whole(potential, frames, **values)
+        if not poisoned:  # the first call is that of the test structures
+            poisoned.append(frames[1])
+            answers[1] = answers[1]._replace(energy=float("nan"))
+        return answers
+
+    monkeypatch.setattr(results, "evaluate", evaluate)
+    assert main(["train", "water.xyz", *TINY, "--max_num_epochs", "1"]) == 0
+    name = f"water.xyz, frame {poisoned[0].index}"
+    assert f"1 of 4 test structures are not finite numbers, the first is {name};" in (
+        capsys.readouterr().out
+    )
+    found = json.loads(Path("runs/water/results.json").read_text())
+    assert found["num_structures"] == 3 and found["not_finite"] == [name]
+    assert np.isfinite(found["energy_mae"]) and Path("runs/water/water.eqnet").is_file()
+
+
 def test_yaml_and_flags(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"{a.strip('-')}: {b}" for a, b in zip(TINY[::2], TINY[1::2], strict=True)]
     Path("c.yaml").write_text(
