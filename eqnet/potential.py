@@ -68,6 +68,9 @@ def zbl_repulsion(graph: AtomGraph, elements: Sequence[int], cutoff: float) -> j
 class Potential(nnx.Module):
     """An interatomic potential: a model with the units and references of its training data.
 
+    An atom without neighbours has E = E0 + shift + scale * model(alone), a constant of its element
+    that is not E0: what the model says of a lone atom is learned like everything else.
+
     Args:
         model: AtomGraph -> [N] energies.
         elements: atomic numbers, ascending; species indices of graphs refer to them.

@@ -269,6 +269,19 @@ def test_isolated_atom(case: Case) -> None:
     out = case(packed(*atoms))
     assert np.isfinite(out.energy).all() and not out.forces.any()
     assert out.node_energy[0] == out.node_energy[1]
+    pair = Structure(np.array([8, 8]), np.array([[0.0, 0, 0], [1000.0, 0, 0]]), np.zeros((3, 3)))
+    far = case(packed(pair, atoms[2]))
+    assert far.energy[0] == 2 * out.energy[0] and far.energy[1] == out.energy[2]
+    assert not far.forces.any()
+    # E = E0 + shift + scale * model(alone): the model itself, asked without the potential.
+    potential, index = case.potential, np.array([2, 2, 0])
+    with jax.enable_x64(True):
+        alone = np.asarray(potential.model(packed(*atoms)))[:3]
+    learned = np.array([0.9, 0.9, 0.7]) * alone
+    np.testing.assert_allclose(out.node_energy[:3], learned, rtol=1e-12)
+    assert case.name == "repulsion" or np.abs(alone).min() > 1e-6  # E0 is not the answer
+    constants = potential.reference_energy(index)
+    assert constants == pytest.approx(2 * (-2040.0 + 0.3) + (-13.0 + 0.1), abs=1e-9)
 
 
 def test_coincident_atoms_raise() -> None:
