@@ -94,6 +94,9 @@ def test_data_never_touches_a_device() -> None:
             continue
         assert not any(name.startswith(("jax.", "flax")) for name in imports(path)), module
         for node in ast.walk(ast.parse(path.read_text())):  # pytrees of numpy arrays are allowed
+            if isinstance(node, ast.ImportFrom) and node.module == "jax":
+                names = {alias.name for alias in node.names}
+                assert names <= {"tree_util"}, f"{module}: from jax import {', '.join(names)}"
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jax":
                 assert node.attr == "tree_util", f"{module}: jax.{node.attr}"
 
