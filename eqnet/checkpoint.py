@@ -31,6 +31,7 @@ from eqnet.errors import InputError
 
 FORMAT = 1
 _TEMPORARY = ".partial-"
+_REPLACED = "-replaced"
 _DAMAGED = ".damaged"
 
 Tree = TypeVar("Tree")
@@ -59,8 +60,13 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def remove_leftovers(self) -> None:
-        """Delete what a killed process was writing; call only while holding the lock of the run."""
+        """Delete what a killed process was writing; call only while holding the lock of the run.
+
+        A checkpoint that was about to be replaced by one of the same step is put back.
+        """
         if self.folder.is_dir():
+            for path in self.folder.glob(f"{_TEMPORARY}*{_REPLACED}"):
+                self._put_back(path)
             for path in self.folder.glob(f"{_TEMPORARY}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -77,6 +83,7 @@ class Checkpoints:
         """
         arrays = _to_numpy(tree)
         partial = self.folder / f"{_TEMPORARY}{step:09d}-{os.getpid()}"
+        replaced = self.folder / f"{_TEMPORARY}{step:09d}{_REPLACED}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
@@ -86,13 +93,13 @@ class Checkpoints:
             (partial / "position.json").write_text(text + "\n")
             _write_manifest(partial)
             target = self._path(step)
-            replaced = self.folder / f"{_TEMPORARY}{step:09d}-replaced"
             if target.exists():
                 target.rename(replaced)
             partial.rename(target)
             _sync(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
         except Exception as error:
+            self._put_back(replaced)
             shutil.rmtree(partial, ignore_errors=True)
             if not _is_disk_error(error):
                 raise
@@ -137,6 +144,12 @@ class Checkpoints:
                 "another --name or delete the folder to start again"
             )
         return None
+
+    def _put_back(self, replaced: Path) -> None:
+        """Give a checkpoint its name again if no other one has taken it."""
+        target = self.folder / replaced.name.removeprefix(_TEMPORARY).removesuffix(_REPLACED)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:09d}"

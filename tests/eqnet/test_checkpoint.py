@@ -121,6 +121,40 @@ def test_leftovers_of_a_kill_are_ignored_and_removed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["000000001"]
 
 
+def test_kill_while_a_step_is_saved_again_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Death between the two renames, and the rename that fails."""
+
+    class Killed(BaseException):
+        pass
+
+    def failing(error: BaseException):
+        rename = Path.rename
+
+        def second_fails(self: Path, target: Path) -> Path:
+            if target.name == "000000002":
+                raise error
+            return rename(self, target)
+
+        return second_fails
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree(1), {"n": 1})
+    checkpoints.save(2, tree(2), {"n": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing(Killed()))
+        with pytest.raises(Killed):
+            checkpoints.save(2, tree(77), {"n": 77})
+    assert checkpoints.steps() == [1]
+    again = Checkpoints(tmp_path)
+    again.remove_leftovers()
+    found = again.restore(tree(0))
+    assert found is not None and found[2] == {"n": 2}
+    assert_same(found[1], tree(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000001", "000000002"]
+
+
 def test_other_model_and_other_version_are_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree(1), {})
