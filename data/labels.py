@@ -7,7 +7,7 @@ was chosen is told in a `LabelReport`, because labels that are silently not read
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,12 @@ CALCULATOR = "ASE calculator"
 STRUCTURE = "structure"
 ATOMS = "atoms"
 
+REFERENCE = {
+    "energy": ["REF_energy"],
+    "forces": ["REF_forces", "REF_force"],
+    "stress": ["REF_stress"],
+    "virials": ["REF_virials", "REF_virial"],
+}
 # Spelling variants seen in published data, in order of preference.
 WELL_KNOWN = {
     "energy": "energy dft_energy DFT_energy energy_dft energy_DFT ref_energy total_energy "
@@ -156,17 +162,43 @@ def _choose(label: str, keys: Keys, values: list[Values], file: str) -> Source |
             if place is None:
                 raise InputError(_absent_key(kind, key, values, file))
             return Source(key, place, kind == "virials")
+    there = [source for source in _candidates(label) if _anywhere(source, values)]
+    if there:
+        _refuse_mixture(label, there, values, file)
+    return there[0] if there else None
+
+
+def _candidates(label: str) -> Iterator[Source]:
+    """Where a label may be if nobody says where, in order of preference."""
+    kinds = ("stress", "virials") if label == "stress" else (label,)
+    places = (ATOMS, STRUCTURE, CALCULATOR)
     for kind in kinds:
-        for key in (f"REF_{kind}", f"REF_{kind}".removesuffix("s")):
-            if place := _place(key, values):
-                return Source(key, place, kind == "virials")
-    if any((CALCULATOR, label) in v for v in values):
-        return Source(label, CALCULATOR)
+        for key in REFERENCE[kind]:
+            yield from (Source(key, place, kind == "virials") for place in places)
+    yield Source(label, CALCULATOR)
     for kind in kinds:
         for key in WELL_KNOWN[kind]:
-            if place := _place(key, values):
-                return Source(key, place, kind == "virials")
-    return None
+            yield from (Source(key, place, kind == "virials") for place in places)
+
+
+def _anywhere(source: Source, values: list[Values]) -> bool:
+    return any((source.place, source.key) in v for v in values)
+
+
+def _refuse_mixture(label: str, there: list[Source], values: list[Values], file: str) -> None:
+    """Frames with the label under another key than the one chosen would silently lose it."""
+    chosen, *others = there
+    for index, found in enumerate(values):
+        if (chosen.place, chosen.key) in found:
+            continue
+        for other in others:
+            if (other.place, other.key) in found:
+                options = "--stress_key or --virials_key" if label == "stress" else f"--{label}_key"
+                raise InputError(
+                    f"{file}, frame {index} of {len(values)} has its {label} as {other.key} "
+                    f"({other.place}), other frames have it as {chosen.key} ({chosen.place}); "
+                    f"give all of them one key, or choose one with {options}"
+                )
 
 
 def _place(key: str, values: list[Values]) -> str | None:

@@ -195,6 +195,27 @@ def test_an_absent_key_is_refused_with_the_nearest_one(tmp_path):
     assert read(path, require=()).frames[0].energy is None
 
 
+def test_two_keys_for_one_label_are_refused_unless_one_is_named(tmp_path):
+    other = GOOD.replace("REF_energy=-1.5", "energy=-2.5")
+    path = save(tmp_path, GOOD + other + GOOD)
+    with pytest.raises(InputError, match=r"frame 1 of 3 has its energy as energy .*as REF_energy"):
+        read(path)
+    energies = [frame.energy for frame in read(path, Keys(energy="REF_energy")).frames]
+    assert energies == [-1.5, None, -1.5]
+    both = save(tmp_path, GOOD.replace("REF_energy=-1.5", "REF_energy=-1.5 energy=-2.5"), "b.xyz")
+    assert read(both).frames[0].energy == -1.5
+    virial = with_cell(LATTICE, 'virial="1 0 0 0 1 0 0 0 1"')
+    mixed = save(tmp_path, with_cell(LATTICE, 'REF_stress="1 1 1 0 0 0"') + virial, "c.xyz")
+    with pytest.raises(InputError, match=r"frame 1 of 2 has its stress as virial .*as REF_stress"):
+        read(mixed)
+
+
+def test_singular_names_are_those_of_forces_and_virials(tmp_path):
+    assert read(save(tmp_path, rename("REF_energy", "REF_force"))).report.rows[1].key == "REF_force"
+    dataset = read(save(tmp_path, with_cell(LATTICE, 'REF_stres="1 1 1 0 0 0"')))
+    assert dataset.frames[0].stress is None
+
+
 def test_missing_labels_of_some_frames_are_none_and_told(tmp_path):
     bare = "1\nProperties=species:S:1:pos:R:3 REF_energy=-2.0 config_type=x\nH 0 0 0\n"
     dataset = read(save(tmp_path, GOOD + bare + GOOD))
