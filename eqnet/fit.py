@@ -148,6 +148,7 @@ class Fit:
         """Write a checkpoint of the present step."""
         self._check_finite()
         self.position = replace(self.position, seconds=self._seconds())
+        self.history.sync()
         tree = {"state": self.state, "best": self.best}
         self.checkpoints.save(self.position.step, tree, asdict(self.position))
         self._saved = time.monotonic()

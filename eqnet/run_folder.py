@@ -156,6 +156,12 @@ class History:
             file.write(json.dumps(row) + "\n")
         self._append_csv(row)
 
+    def sync(self) -> None:
+        """Return when all rows are on the disk: a checkpoint that knows of them comes after."""
+        for path in (self._jsonl, self._csv):
+            if path.is_file():
+                sync(path)
+
     def _append_csv(self, row: dict[str, Any]) -> None:
         new = not self._csv.exists()
         with self._csv.open("a", newline="") as file:
@@ -173,6 +179,12 @@ def write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Return when a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -101,6 +101,31 @@ def test_history_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     assert rows(tmp_path / "unbroken") == rows(tmp_path / "broken")
 
 
+def test_rows_are_on_the_disk_before_the_checkpoint_that_knows_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = small_run.fit(tmp_path, small_run.options(max_num_epochs=2))
+    synced, pairs, save = {}, [], fit.checkpoints.save
+
+    def fsync(descriptor: int) -> None:
+        synced[os.fstat(descriptor).st_ino] = os.fstat(descriptor).st_size
+
+    def saving(*args) -> None:
+        there = [
+            path.stat()
+            for path in (tmp_path / "metrics.jsonl", tmp_path / "metrics.csv")
+            if path.exists()
+        ]
+        pairs.append([(synced.get(file.st_ino), file.st_size) for file in there])
+        save(*args)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(fit.checkpoints, "save", saving)
+    fit.run()
+    assert pairs[0] == [] and len(pairs[-1]) == 2
+    assert all(on_disk == size for on_disk, size in pairs[-1])
+
+
 def test_damaged_newest_checkpoint_costs_time_and_nothing_else(tmp_path: Path) -> None:
     chosen = small_run.options(max_num_epochs=4, checkpoint_interval=0.0)
     unbroken = small_run.fit(tmp_path / "unbroken", chosen).run()
