@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `eqnet`; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    return _to_the_pipe(lambda: _dispatch(argv))
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -64,13 +68,22 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_compiled_programs()
     try:
-        return import_module(f"eqnet.scripts.{name}").main(argv) or 0
+        return _to_the_pipe(lambda: import_module(f"eqnet.scripts.{name}").main(argv) or 0)
     except InputError as error:
         print(f"eqnet: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+
+
+def _to_the_pipe(command: Callable[[], int]) -> int:
+    """Run something that prints; quietly over when the reader of a pipe has seen enough."""
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # here, where it can be caught, not when Python ends
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

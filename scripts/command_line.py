@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -162,8 +163,9 @@ def _sentence(box: str) -> str:
     """What tyro prints in a box, without title and help: its first paragraph, in one line.
 
     Boxes are drawn with lines, or with blanks and a dashed line below the title where the output
-    is not UTF-8.
+    is not UTF-8; on a terminal they have colours.
     """
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         inside = line.strip().strip("│").strip()
@@ -176,4 +178,5 @@ def _sentence(box: str) -> str:
     if "╭" not in box:  # the title is a paragraph of its own
         found = found[1:] or found
     text = found[0].strip() if found else "the options could not be read"
+    text = re.sub(r" ([.,])", r"\1", text)  # a mark that began a line
     return text[:1].lower() + text[1:]

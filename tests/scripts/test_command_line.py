@@ -72,6 +72,42 @@ def test_mistakes(words: list[str], message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_mistakes_on_a_terminal(encoding: str) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "from eqnet.scripts import main; main(['md', 'm', 's', '--ensemble', 'npt'])"
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        environment = os.environ | {"PYTHONIOENCODING": encoding, "TERM": "xterm-256color"}
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, timeout=60)
+        os.close(theirs)
+        text = screen.read(4096).decode().strip()
+    assert text == (
+        "eqnet: error: invalid choice 'npt' for argument '--ensemble'. Expected one of ('nve', "
+        "'langevin'). (see eqnet md --help)"
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_that_has_seen_enough(words: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from eqnet.scripts import main; sys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
