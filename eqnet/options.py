@@ -116,9 +116,9 @@ class LossOptions:
     """Weight of the energy per atom."""
     forces_weight: Annotated[float | None, _default("10 with l1, else 100", "FLOAT")] = None
     """Weight of the forces."""
-    stress_weight: Annotated[
-        float | None, _default("with stress: 50 with l1, else 1", "FLOAT")
-    ] = None
+    stress_weight: Annotated[float | None, _default("with stress: 50 with l1, else 1", "FLOAT")] = (
+        None
+    )
     """Weight of the stress."""
 
 
@@ -130,13 +130,13 @@ class StageTwoOptions:
     """Train a second stage."""
     start_stage_two: Annotated[int | None, _default("after 3/4 of the epochs", "EPOCH")] = None
     """Epochs before the second stage."""
-    stage_two_energy_weight: Annotated[
-        float | None, _default("50 with l1, else 1000", "FLOAT")
-    ] = None
+    stage_two_energy_weight: Annotated[float | None, _default("50 with l1, else 1000", "FLOAT")] = (
+        None
+    )
     """Weight of the energy per atom in the second stage."""
-    stage_two_forces_weight: Annotated[
-        float | None, _default("10 with l1, else 100", "FLOAT")
-    ] = None
+    stage_two_forces_weight: Annotated[float | None, _default("10 with l1, else 100", "FLOAT")] = (
+        None
+    )
     """Weight of the forces in the second stage."""
     stage_two_stress_weight: Annotated[
         float | None, _default("with stress: 50 with l1, else 10", "FLOAT")
@@ -260,7 +260,8 @@ def free_options(options: TrainOptions) -> frozenset[str]:
     }  # their content is compared instead
     if not options.stage_two.stage_two:
         names.add("patience")
-        if options.optimizer.scheduler != "cosine":  # which knows the end from the start
+        # The cosine knows the end from the start; a validation between two others stands there.
+        if options.optimizer.scheduler != "cosine" and options.run.eval_interval == 1:
             names |= {"max_num_epochs", "max_num_steps"}
     return frozenset(names)
 

@@ -77,6 +77,7 @@ def test_what_may_change_when_a_run_goes_on() -> None:
     constant = TrainOptions().replace({"scheduler": "constant"})
     assert "max_num_epochs" in free_options(constant)
     assert "max_num_epochs" not in free_options(TrainOptions())  # the cosine ends there
+    assert "max_num_epochs" not in free_options(constant.replace({"eval_interval": 2}))
     assert "lr" not in free_options(constant)
     assert "patience" not in free_options(constant.replace({"stage_two": True}))
 
