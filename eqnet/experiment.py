@@ -304,8 +304,10 @@ def _atomic_energies(
     if how.startswith("{"):
         try:
             how = ast.literal_eval(how)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             how = _by_symbol(options.data.E0s)
+        if not isinstance(how, dict) or not all(_is_number(energy) for energy in how.values()):
+            raise _unreadable(options.data.E0s)
     return atomic_energies(how, train, dataset.isolated, elements)
 
 
@@ -315,9 +317,17 @@ def _by_symbol(text: str) -> dict[str, float]:
     try:
         return {key.strip(): float(value) for key, _, value in entries}
     except ValueError:
-        raise InputError(
-            f'--E0s {text} cannot be read: write "{{1: -13.6, 8: -2041.8}}" or "{{H: -13.6}}"'
-        ) from None
+        raise _unreadable(text) from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _unreadable(text: str) -> InputError:
+    return InputError(
+        f'--E0s {text} cannot be read: write "{{1: -13.6, 8: -2041.8}}" or "{{H: -13.6}}"'
+    )
 
 
 def _elements(frames: dict[str, list[Frame]]) -> tuple[int, ...]:

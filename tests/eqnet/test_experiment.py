@@ -115,8 +115,9 @@ def test_given_atomic_energies(tmp_path: Path) -> None:
     for text in ("{1: -1.5, 8: -7}", '{"H": -1.5, "O": -7}', "{H: -1.5, O: -7.0}"):
         found = prepare(options(E0s=text), file)
         np.testing.assert_array_equal(found.atomic_energies, [-1.5, -7.0])
-    with pytest.raises(InputError, match="cannot be read: write"):
-        prepare(options(E0s="{H -1.5}"), file)
+    for text in ("{H -1.5}", "{1, 8}", "{[1]: 2, 8: 3}", "{1: 'a', 8: -7}", "{1: True, 8: -7}"):
+        with pytest.raises(InputError, match="cannot be read: write"):
+            prepare(options(E0s=text), file)
 
 
 def test_second_stage_that_never_begins_is_refused(tmp_path: Path) -> None:
