@@ -222,10 +222,11 @@ def _absent_key(kind: str, key: str, values: list[Values], file: str) -> str:
 
 def _absent(label: str, values: list[Values], file: str) -> str:
     there = ", ".join(_names(values)) or "none"
+    without = "" if label == "stress" else f", or do without it by --{label}_weight 0"
     return (
         f"{file}: no frame has {label}: looked for REF_{label}, for what ASE reads as {label} and "
-        f"for well-known names; say which key holds it with --{label}_key "
-        f"(keys that are there: {there})"
+        f"for well-known names; say which key holds it with --{label}_key"
+        f"{without} (keys that are there: {there})"
     )
 
 

@@ -251,7 +251,16 @@ def _read(options: TrainOptions, file: Path) -> dict[str, Dataset]:
     for path in given.values():
         if not path.is_file():
             raise InputError(f"{path}: there is no such file")
-    return {role: read(path, keys, require=require) for role, path in given.items()}
+    datasets = {
+        role: read(path, keys, require=require if role == "train" else ())
+        for role, path in given.items()
+    }
+    if "valid" in datasets and not any(r.label in require for r in datasets["valid"].report.rows):
+        raise InputError(
+            f"{data.valid_file}: no frame has {' or '.join(require)}, so there is nothing to "
+            "validate on; name the keys, or leave --valid_file out"
+        )
+    return datasets
 
 
 def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, list[Frame]]:

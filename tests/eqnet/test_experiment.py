@@ -178,9 +178,16 @@ def test_mistakes(tmp_path: Path, values: dict, message: str) -> None:
 
 def test_missing_forces_and_new_elements(tmp_path: Path) -> None:
     file = file_of(tmp_path, without_forces(small_run.frames(12)), "energies.xyz")
-    with pytest.raises(InputError, match="energies.xyz: no frame has forces"):
+    with pytest.raises(InputError, match="energies.xyz: no frame has forces: .*--forces_weight 0"):
         prepare(options(), file)
     assert prepare(options(forces_weight=0.0), file).scale > 0
+    whole = file_of(tmp_path, small_run.frames(9), "train.xyz")
+    others = {"valid_file": str(file), "test_file": str(file)}
+    assert len(prepare(options(**others), whole).frames["valid"]) == 12
+    bare = [replace(frame, energy=None, forces=None) for frame in small_run.frames(2)]
+    others["valid_file"] = str(file_of(tmp_path, bare, "bare.xyz"))
+    with pytest.raises(InputError, match="bare.xyz: no frame has energy or forces, so"):
+        prepare(options(**others), whole)
     file = file_of(tmp_path, small_run.frames(12))
     test = file_of(tmp_path, with_fluorine(small_run.frames(2)), "test.xyz")
     with pytest.raises(InputError, match=r"test.xyz, frame 0 \(test\) contains F, which no train"):
