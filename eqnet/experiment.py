@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from eqnet.potential import Potential
 
 DEFAULT_STEPS = 20_000  # of a run without max_num_epochs
-DEFAULT_VALID = 0.1
 NOT_OF_THE_MODEL = ("model", "pair_repulsion")  # model options that no Config has
 
 
@@ -277,15 +276,12 @@ def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, lis
                 )
         parts = Split(*([places[index] for index in part] for part in given.parts()))
     else:
-        fraction = data.valid_fraction
-        if data.valid_file is None and data.num_valid is None and fraction is None:
-            fraction = DEFAULT_VALID
         parts = split(
             frames,
             num_train=data.num_train,
             num_valid=data.num_valid,
             num_test=data.num_test,
-            valid_fraction=fraction,
+            valid_fraction=data.valid_fraction,
             test_fraction=data.test_fraction,
             seed=options.run.seed,
         )

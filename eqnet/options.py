@@ -370,8 +370,10 @@ def _check_split(data: DataOptions) -> None:
 def resolve_choices(options: TrainOptions) -> TrainOptions:
     """Fill in the defaults that follow from other options (not from the data)."""
     optimizer, values = options.optimizer, {}
-    l1 = options.loss.loss == "l1"
+    l1, data = options.loss.loss == "l1", options.data
+    drawn = data.valid_file is None and data.num_valid is None and data.split_file is None
     defaults: list[tuple[str, bool, Any]] = [
+        ("valid_fraction", drawn, 0.1),
         ("energy_weight", True, 5.0 if l1 else 1.0),
         ("forces_weight", True, 10.0 if l1 else 100.0),
         ("huber_delta", options.loss.loss == "huber", 0.01),

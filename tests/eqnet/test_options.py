@@ -65,6 +65,11 @@ def test_bad_values_are_refused(values: dict, message: str) -> None:
 def test_choices_bring_their_defaults_and_only_those() -> None:
     plain = resolve_choices(TrainOptions()).flat()
     assert plain["ema_decay"] == 0.99 and plain["lr_final"] == 0.01 and plain["weight_decay"] == 0
+    assert plain["valid_fraction"] == 0.1
+    for name in ("valid_file", "num_valid", "split_file"):
+        chosen = resolve_choices(TrainOptions().replace({name: 3 if name == "num_valid" else "a"}))
+        check(chosen)
+        assert chosen.data.valid_fraction is None
     for name in ("huber_delta", "lr_factor", "scheduler_patience", "stage_two_lr"):
         assert plain[name] is None
     other = {"scheduler": "plateau", "optimizer": "adamw", "stage_two": True, "loss": "huber"}
