@@ -311,7 +311,7 @@ def _atomic_energies(
             how = ast.literal_eval(how)
         except (ValueError, SyntaxError, TypeError):
             how = _by_symbol(options.data.E0s)
-        if not isinstance(how, dict) or not all(_is_number(energy) for energy in how.values()):
+        if not isinstance(how, dict):
             raise _unreadable(options.data.E0s)
     return atomic_energies(how, train, dataset.isolated, elements)
 
@@ -323,10 +323,6 @@ def _by_symbol(text: str) -> dict[str, float]:
         return {key.strip(): float(value) for key, _, value in entries}
     except ValueError:
         raise _unreadable(text) from None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _unreadable(text: str) -> InputError:
