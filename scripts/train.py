@@ -284,7 +284,8 @@ def _show_results(
         progress.tell("naive: composition energies fitted to the test labels, no forces")
     elif not lost:
         progress.tell("no test structures: --test_file, --num_test or --test_fraction gives some")
-    structure = experiment.datasets["train"].report.file
+    frame = experiment.frames["valid"][0]  # the last one of the file may be an isolated atom
+    structure = f"{frame.file} --index {frame.index}"
     progress.tell(f"model:  {folder.best_model}")
     progress.tell(f"report: {folder.path / 'report.html'}")
     if not results["complete"]:

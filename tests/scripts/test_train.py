@@ -55,6 +55,8 @@ def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixt
     results = json.loads((run / "results.json").read_text())
     assert results["num_structures"] == 4 and results["complete"]
     check_results(results, run)
+    valid = json.loads((run / "data.json").read_text())["split"]["valid"]["frames"]
+    assert f"water.eqnet water.xyz --index {valid[0]} --temp" in out.replace("\n", " ")
 
     assert main(command) == 0  # again: there is nothing to do
     assert "is finished" in capsys.readouterr().out
