@@ -8,6 +8,7 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ class Experiment:
             files["split"] = digest(self.options.data.split_file)
         return {
             "files": files,
+            "versions": {name: version(name) for name in ("eqnet", "jax", "jaxlib")},
             "structures": {role: len(frames) for role, frames in self.frames.items()},
             "split": {
                 role: {"file": frames[0].file, "frames": [frame.index for frame in frames]}

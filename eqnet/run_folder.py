@@ -100,6 +100,21 @@ class RunFolder:
                     "SHA-256 differs); train under another --name"
                 )
 
+    def other_versions(self, data: Mapping[str, Any]) -> str | None:
+        """A sentence if other programs made the steps so far: the numbers may differ slightly."""
+        try:
+            before = dict(json.loads(self.data.read_text())["versions"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        now = data["versions"]
+        changed = [f"{n} {before.get(n)}, now {now[n]}" for n in now if before.get(n) != now[n]]
+        if not changed:
+            return None
+        return (
+            f"the run in {self.path} was last worked on with {'; '.join(changed)}: it goes on, but "
+            "its numbers may differ in the last digits from an unbroken run"
+        )
+
     def write_config(self, options: TrainOptions, data: Mapping[str, Any]) -> None:
         """Write config.yaml and data.json, the former last: with it, the run exists."""
         write(self.data, json.dumps(data, indent=1) + "\n")

@@ -170,6 +170,8 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
         progress.open_log(folder.log)
         if folder.exists:
             folder.check_same(experiment.options, data)  # it may have been made meanwhile
+            if note := folder.other_versions(data):
+                progress.tell(note)
         folder.write_config(experiment.options, data)
         return _fit(experiment, potential, folder, progress, started)
 

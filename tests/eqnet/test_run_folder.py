@@ -43,6 +43,18 @@ def test_other_options_or_data_are_refused_and_listed(tmp_path: Path) -> None:
         folder.check_same(options, {"files": {"train": "abc", "test": "def"}})
 
 
+def test_other_versions_are_told(tmp_path: Path) -> None:
+    folder, options = started(tmp_path)
+    now = {**DATA, "versions": {"eqnet": "1", "jax": "0.10.0", "jaxlib": "0.10.0"}}
+    assert folder.other_versions(now) is None  # written by a version that did not record them
+    folder.write_config(options, now)
+    assert folder.other_versions(now) is None
+    later = {**now, "versions": {"eqnet": "1", "jax": "0.11.0", "jaxlib": "0.11.0"}}
+    folder.check_same(options, later)
+    told = folder.other_versions(later)
+    assert told is not None and "jax 0.10.0, now 0.11.0; jaxlib 0.10.0, now 0.11.0" in told
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "water").mkdir()
     folder = RunFolder(tmp_path, "water")
