@@ -1,5 +1,21 @@
 """The one exception meant for a person who uses eqnet."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class InputError(ValueError):
     """A mistake in a file, an option or a call; its message is one sentence that says what to do."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system inside carry the name of a file, which those of writing lack."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

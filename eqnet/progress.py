@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from eqnet.errors import naming
+
 LINE_SECONDS = 10.0  # between validations in the log, and in an output that is no terminal
 LOOK_SECONDS = 30.0  # before a line from within an epoch
 
@@ -143,7 +145,7 @@ class Progress:
         if self._log is None:
             self._early.write(text + "\n")
             return
-        with self._log.open("a", encoding="utf-8") as file:
+        with naming(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def _line(self, row: dict[str, Any]) -> str:

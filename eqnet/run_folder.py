@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, naming
 from eqnet.options import TrainOptions, free_options
 
 
@@ -167,7 +167,7 @@ class History:
         """Add a row; numbers that are not finite become null."""
         row = {k: v if v == v and abs(v) != float("inf") else None for k, v in row.items()}
         self.rows.append(row)
-        with self._jsonl.open("a") as file:
+        with naming(self._jsonl), self._jsonl.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._append_csv(row)
 
@@ -179,7 +179,7 @@ class History:
 
     def _append_csv(self, row: dict[str, Any]) -> None:
         new = not self._csv.exists()
-        with self._csv.open("a", newline="") as file:
+        with naming(self._csv), self._csv.open("a", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
             if new:
                 writer.writeheader()
@@ -189,7 +189,7 @@ class History:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with naming(path), partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -198,7 +198,7 @@ def write(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Return when a file is on the disk."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -165,8 +165,9 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
             return 0
     potential = build(experiment)
     _show_data(progress, experiment)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with Lock(folder.lock, progress.tell):
+    with _writing(folder):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    with _writing(folder), Lock(folder.lock, progress.tell):
         progress.open_log(folder.log)
         if folder.exists:
             folder.check_same(experiment.options, data)  # it may have been made meanwhile
@@ -174,6 +175,20 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
                 progress.tell(note)
         folder.write_config(experiment.options, data)
         return _fit(experiment, potential, folder, progress, started)
+
+
+@contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+    """What the system refuses, such as writing to a full disk, becomes a sentence."""
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal, no file
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder.path}: {error.strerror or error}; mend that and run the "
+            "same command again, it goes on from the last checkpoint"
+        ) from None
 
 
 def _is_finished(folder: RunFolder, experiment: Experiment, progress: Progress) -> bool:

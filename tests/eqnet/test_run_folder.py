@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, naming
 from eqnet.options import TrainOptions, resolve_choices
 from eqnet.run_folder import History, RunFolder, read_yaml
 
@@ -89,6 +89,15 @@ def test_history(tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     assert [(row["epoch"], row["valid_loss"]) for row in table][-1] == ("4", "7.0")
     assert len(table) == 4
+
+
+def test_full_disk_is_an_error_with_the_name_of_the_file() -> None:
+    """Writing fails without a name: /dev/full takes a file's opening, not its content."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError, match=r"No space left on device: 'metrics.csv'"):
+        with naming(Path("metrics.csv")), Path("/dev/full").open("w") as file:
+            file.write("1")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,27 @@ def test_answers_that_are_not_finite_are_told_and_the_rest_is_written(
     assert np.isfinite(found["energy_mae"]) and Path("runs/water/water.eqnet").is_file()
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "results.json", "water.eqnet"])
+def test_what_the_disk_refuses_costs_one_sentence(
+    water: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing can be written to a folder, whoever asks."""
+    from eqnet import training
+
+    first_state = training.first_state
+
+    def meanwhile(*args):
+        (Path("runs/water") / name).unlink(missing_ok=True)
+        (Path("runs/water") / name).mkdir()
+        return first_state(*args)
+
+    monkeypatch.setattr(training, "first_state", meanwhile)
+    assert main(["train", "water.xyz", *TINY, "--max_num_epochs", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("eqnet: error: runs/water/") and error.count("\n") == 1
+    assert f"{name}" in error and "s a directory; mend that" in error
+
+
 def test_yaml_and_flags(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"{a.strip('-')}: {b}" for a, b in zip(TINY[::2], TINY[1::2], strict=True)]
     Path("c.yaml").write_text(
