@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A mistake in a file, an option or a call; its message is one sentence that says what to do."""
+    """A mistake in a file, an option or a call; the message is a sentence that says what to do."""
 
 
 @contextmanager
