@@ -185,6 +185,7 @@ def nan_force() -> list:
         ("water.xyz --device abacus", "device 'abacus' is not available here"),
         ("water.xyz --work_dir water.xyz", "cannot be made"),
         ("water.xyz --default_dtype float16", "invalid choice 'float16'"),
+        ("water.xyz --hidden_irreps 8x0e+4x1o", "the model cannot be made"),
         ("--train_file", "--train_file needs the name of a file"),
         ("water.xyz --config nowhere.yaml", "nowhere.yaml cannot be read"),
         ("water.xyz --wandb_project x", "needs the package wandb"),
@@ -260,6 +261,26 @@ def test_sigterm_saves_and_says_so(water: Path) -> None:
     step = int(out.split("stopped by signal 15 after step ")[1].split(",")[0])
     assert (water.parent / "runs" / "water" / "checkpoints" / f"{step:09d}").is_dir()
     assert not (water.parent / "runs" / "water" / "lock").exists()
+
+
+def test_killed_once_is_bit_identical(water: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL in the training of another process, resumed here."""
+    epochs = 200
+    unbroken, broken = water.parent / "unbroken", water.parent / "broken"
+    for folder in (unbroken, broken):
+        folder.mkdir()
+        shutil.copy(water, folder)
+    process = start(broken, epochs)
+    wait_for_rows(broken, process, 20)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert 20 <= len(history(broken)) < epochs
+    for folder in (unbroken, broken):
+        monkeypatch.chdir(folder)
+        assert main(["train", "water.xyz", *LONG, "--max_num_epochs", str(epochs)]) == 0
+    assert weights(broken) == weights(unbroken)
+    assert history(broken) == history(unbroken)
 
 
 @pytest.mark.slow
