@@ -43,10 +43,10 @@ def squares(error: jax.Array) -> jax.Array:
 
 
 def lengths(error: jax.Array) -> jax.Array:
-    """Length of the error vector; its gradient at zero is zero, not NaN."""
+    """Length of the error vector; its gradient at zero is zero, but a NaN stays one."""
     squared = jnp.sum(error**2, axis=-1)
-    safe = jnp.where(squared > 0, squared, 1.0)
-    return jnp.where(squared > 0, jnp.sqrt(safe), 0.0)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 def huber(delta: float) -> Measure:

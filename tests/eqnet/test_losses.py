@@ -127,3 +127,12 @@ def test_huber_is_smooth_where_it_turns(x64: None) -> None:
     slope = jax.grad(lambda e: losses.huber(DELTA)(e[None])[0])
     for sign, side in itertools.product((-1, 1), (1 - 1e-9, 1 + 1e-9)):
         np.testing.assert_allclose(slope(np.array([sign * DELTA * side])), sign * DELTA, rtol=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "l1"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_measure_hides_what_is_not_finite(loss: str, bad: float, x64: None) -> None:
+    error = np.zeros((2, 3))
+    error[1, 2] = bad
+    found = losses.measure(loss, DELTA)(jnp.asarray(error))
+    assert float(found[0]) == 0 and not np.isfinite(found[1])

@@ -44,7 +44,7 @@ def loss_by_hand(made: Problem, weights, batch) -> float:
 
 def test_sgd_like_step_follows_finite_differences(tmp_path: Path, x64: None) -> None:
     """The first step of Adam is lr times the sign of the gradient of the loss."""
-    made = problem(scheduler="constant", ema=False, clip_grad=0.0)
+    made = problem(loss="mse", scheduler="constant", ema=False, clip_grad=0.0)
     batch = batches(tmp_path)[0]
     state = state_of(made)
     before = [np.array(w) for w in state.params]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,13 @@ import numpy as np
 import pytest
 import small_run
 from ase.io import write
+from rich.console import Console
 
 from eqnet.data.frame import to_atoms
-from eqnet.options import check
+from eqnet.options import TrainOptions, check
+from eqnet.progress import Progress
 from eqnet.scripts import main
-from eqnet.scripts.train import read_options
+from eqnet.scripts.train import _sending, read_options
 
 TINY = (
     "--num_channels 4 --max_L 0 --max_ell 1 --correlation 1 --num_interactions 1 --r_max 3 "
@@ -206,6 +210,29 @@ def test_mistakes_cost_one_sentence_and_leave_nothing(
     error = capsys.readouterr().err
     assert message in error and error.startswith("eqnet: error: ") and error.count("\n") == 1
     assert set(os.listdir()) == before
+
+
+def test_rows_go_to_weights_and_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list = []
+
+    class Run:
+        def log(self, row: dict, step: int) -> None:
+            sent.append((step, row["epoch"]))
+
+        def finish(self) -> None:
+            sent.append("finished")
+
+    def init(**settings) -> Run:
+        sent.append((settings["project"], settings["name"], settings["config"]["lr"]))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))  # type: ignore
+    progress = Progress(Console(file=io.StringIO()))
+    chosen = TrainOptions().replace({"wandb_project": "water", "name": "first"})
+    row = {"epoch": 2, "step": 8, "lr": 0.1, "structures_per_s": 1.0, "compilations": 1}
+    with _sending(chosen, progress):
+        progress.validated(row, best=True, left=None)
+    assert sent == [("water", "first", 0.01), (8, 2), "finished"]
 
 
 # ------------------------------------------------------------------------- killed, as processes
