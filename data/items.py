@@ -7,7 +7,7 @@ are laid out once for the K of the data set, so that packing a batch is nothing 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -65,10 +65,6 @@ class Item:
         if self._rows is None or self._rows[0] != slots:
             self._rows = (slots, _lay_out(self.neighbors, self.counts, slots))
         return self._rows[1]
-
-    def with_positions(self, positions: np.ndarray) -> Item:
-        """Same atoms, cell and edges at other positions [n, 3], given like those of the frame."""
-        return replace(self, positions=np.asarray(positions, np.float64) - self.offset)
 
 
 def rows_per_atom(counts: np.ndarray, slots: int) -> np.ndarray:
