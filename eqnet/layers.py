@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.irreps import Irreps, IrrepsArray, regrouped
+from eqnet.graph import AtomGraph, displacements
+from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.so3 import spherical_harmonics
 
 # 1 / sqrt(E[silu(z)^2]), z ~ N(0, 1); digits of the Monte-Carlo estimate that e3nn uses, so that
 # weights trained there mean the same function here (the exact value is 1.67653).
@@ -223,3 +225,31 @@ def polynomial_cutoff(distance: jax.Array, cutoff: float, p: int) -> jax.Array:
     u = distance / cutoff
     value = 1 - u**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2)
     return jnp.where(u < 1, value, jnp.zeros_like(value))
+
+
+def edge_features(
+    graph: AtomGraph, l_max: int, r_max: float, num_basis: int, p: int, *, sign: int = 1
+) -> tuple[IrrepsArray, jax.Array]:
+    """What every edge tells a convolution: its direction and its length.
+
+    Args:
+        graph: atoms and neighbours.
+        l_max: highest degree of the spherical harmonics.
+        r_max: cutoff in angstrom.
+        num_basis: Bessel functions.
+        p: order of the polynomial cutoff.
+        sign: 1 for directions from the centre to the neighbour, -1 for the opposite ones.
+
+    Returns:
+        Spherical harmonics [R, K, (l_max + 1)^2, 1] and the radial basis [R, K, num_basis], which
+        is zero in slots without an edge.
+    """
+    vectors = displacements(graph)
+    distance = jnp.linalg.norm(vectors, axis=-1)
+    harmonics = spherical_harmonics(l_max, sign * vectors / distance[..., None])
+    directions = IrrepsArray.from_blocks(
+        spherical_irreps(l_max), [block[..., None] for block in harmonics]
+    )
+    envelope = polynomial_cutoff(distance, r_max, p)
+    envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+    return directions, bessel(distance, r_max, num_basis) * envelope[..., None]

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements
+from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
-from eqnet.layers import MLP, Linear, bessel, one_hot, polynomial_cutoff, select, silu
+from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
 from eqnet.ops import choose_convolution, edge_product
 from eqnet.ops.power import Power
-from eqnet.so3 import spherical_harmonics
 
 
 @dataclass(frozen=True)
@@ -204,25 +203,18 @@ class MACE(nnx.Module):
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
         config = self.config
-        vectors = displacements(graph)
-        distance = jnp.linalg.norm(vectors, axis=-1)
+        radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
         # From the neighbour to the centre, the sign of mace-torch, so that weights mean the same.
-        harmonics = spherical_harmonics(config.max_ell, -vectors / distance[..., None])
-        y = IrrepsArray.from_blocks(
-            spherical_irreps(config.max_ell), [h[..., None] for h in harmonics]
-        )
-        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
-        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
-        radial = bessel(distance, config.r_max, config.num_radial_basis) * envelope[..., None]
-        chosen = one_hot(jnp.asarray(graph.species), len(config.elements), distance.dtype)
+        harmonics, basis = edge_features(graph, config.max_ell, *radial, sign=-1)
+        chosen = one_hot(jnp.asarray(graph.species), len(config.elements), basis.dtype)
 
-        embedding = self.embedding[...] / np.sqrt(len(config.elements)).astype(distance.dtype)
+        embedding = self.embedding[...] / np.sqrt(len(config.elements)).astype(basis.dtype)
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
-        energy = jnp.zeros_like(distance[..., 0], shape=(graph.num_atoms,))
+        energy = jnp.zeros(graph.num_atoms, basis.dtype)
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
-            a, residual = interaction(x, chosen, y, radial, graph)
+            a, residual = interaction(x, chosen, harmonics, basis, graph)
             x = product(a, chosen, residual)
             energy = energy + readout(x)
         return energy

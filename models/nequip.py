@@ -18,21 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements
+from eqnet.graph import AtomGraph
 from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped, spherical_irreps
 from eqnet.layers import (
     MLP,
     Gate,
     LayerNorm,
     Linear,
-    bessel,
+    edge_features,
     one_hot,
-    polynomial_cutoff,
     select,
     silu,
 )
 from eqnet.ops import choose_convolution, edge_product
-from eqnet.so3 import spherical_harmonics
 
 
 @dataclass(frozen=True)
@@ -192,19 +190,9 @@ class NequIP(nnx.Module):
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
         config = self.config
-        vectors = displacements(graph)
-        distance = jnp.linalg.norm(vectors, axis=-1)
-        harmonics = IrrepsArray.from_blocks(
-            spherical_irreps(config.max_ell),
-            [
-                y[..., None]
-                for y in spherical_harmonics(config.max_ell, vectors / distance[..., None])
-            ],
-        )
-        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
-        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
-        basis = bessel(distance, config.r_max, config.num_radial_basis) * envelope[..., None]
-        chosen = one_hot(jnp.asarray(graph.species), len(config.elements), distance.dtype)
+        radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
+        harmonics, basis = edge_features(graph, config.max_ell, *radial)
+        chosen = one_hot(jnp.asarray(graph.species), len(config.elements), basis.dtype)
         embedding = self.embedding[...]
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
         for layer in self.layers:
