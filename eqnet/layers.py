@@ -174,8 +174,8 @@ class Gate(nnx.Module):
 class LayerNorm(nnx.Module):
     """Equivariant layer norm.
 
-    Even scalars are centred over channels; every irrep is divided by its root mean square over m and
-    channels. A learned scale per channel, a learned shift per even scalar.
+    Even scalars are centred over channels; every irrep is divided by its root mean square over m
+    and channels. A learned scale per channel, a learned shift per even scalar.
     """
 
     def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):

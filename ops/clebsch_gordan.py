@@ -57,7 +57,8 @@ class ClebschGordan:
         for path in self.paths if self.mode == "uuu" else ():
             if self.irreps_left[path.left].mul != self.irreps_right[path.right].mul:
                 raise ValueError(
-                    f"mode 'uuu' needs equal multiplicities: {self.irreps_left} x {self.irreps_right}"
+                    "mode 'uuu' needs equal multiplicities: "
+                    f"{self.irreps_left} x {self.irreps_right}"
                 )
 
     @cached_property

@@ -1,6 +1,6 @@
 """Powers of one feature: the symmetric contraction of MACE, on independent coupling trees.
 
-    B_L = sum_trees w_tree (...((A_l1 x A_l2)_J12 x A_l3)_J123 ... )_L     up to `correlation` factors
+    B_L = sum_trees w_tree (...((A_l1 x A_l2)_J12 x A_l3)_J123 ... )_L   up to `correlation` factors
 
 Trees of one order span fewer polynomials than there are trees: only an independent set carries
 weights. Evaluated from the leaves up, each product once for all outputs, with the weights folded in
@@ -145,7 +145,7 @@ class Power:
         return len(self.trees)
 
     def order_sizes(self) -> np.ndarray:
-        """For each weight, how many trees share its output and order: its natural scale is 1 / that."""
+        """For each weight, how many trees share its output and order: 1 / its natural scale."""
         keys = [(out, len(tree)) for out, tree in self.trees]
         return np.array([keys.count(key) for key in keys])
 

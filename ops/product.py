@@ -10,7 +10,7 @@ from eqnet.irreps import Irrep
 
 @dataclass(frozen=True)
 class Path:
-    """One coupling (left x right -> out): block indices into the two inputs and the output irrep."""
+    """One coupling (left x right -> out): block indices into the inputs and the output irrep."""
 
     left: int
     right: int

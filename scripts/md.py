@@ -54,8 +54,8 @@ class MdOptions:
     friction: Annotated[float | None, _default(f"{FRICTION} with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
     velocities: Literal["draw", "file"] = "draw"
-    """draw: Maxwell-Boltzmann velocities of exactly the temperature, with nve without total momentum
-    (and, for molecules, without angular momentum); file: those of STRUCTURE."""
+    """draw: Maxwell-Boltzmann velocities of exactly the temperature, with nve without total
+    momentum (and, for molecules, without angular momentum); file: those of STRUCTURE."""
     seed: Annotated[int | None, _default("0", "INT")] = None
     """Seed of velocities and thermostat."""
     traj_interval: int = 20
