@@ -17,7 +17,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
-    """Real Clebsch-Gordan coefficients [2 l1 + 1, 2 l2 + 1, 2 l3 + 1], float64, squares sum to 1."""
+    """Real Clebsch-Gordan coefficients [2 l1 + 1, 2 l2 + 1, 2 l3 + 1], float64, of unit norm."""
     import e3nn_jax
 
     table = np.array(e3nn_jax.clebsch_gordan(l1, l2, l3), dtype=np.float64)
