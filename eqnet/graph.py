@@ -88,9 +88,8 @@ def _linear_pair(name: str, forward: Callable, backward: Callable) -> tuple[Call
 
 def _only_first(primitive: Primitive) -> Callable:
     def jvp(primals, tangents):
+        # called only where the values have a tangent: the indices, integers, never have one
         out = primitive.bind(*primals)
-        if type(tangents[0]) is ad.Zero:
-            return out, ad.Zero.from_primal_value(out)
         return out, primitive.bind(tangents[0], *primals[1:])
 
     return jvp

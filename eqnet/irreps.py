@@ -7,7 +7,7 @@ fastest ('ir_mul'), so a block is [..., 2l+1, mul] with contiguous channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,10 @@ class IrrepsArray:
     array: Any
 
     @classmethod
-    def from_blocks(
-        cls, irreps: Irreps | Iterable[tuple[int, Any]], blocks: Sequence[jax.Array]
-    ) -> IrrepsArray:
+    def from_blocks(cls, irreps: Irreps, blocks: Sequence[jax.Array]) -> IrrepsArray:
         """Join one block [..., 2l+1, mul] per entry of `irreps`."""
         flat = [b.reshape(b.shape[:-2] + (b.shape[-2] * b.shape[-1],)) for b in blocks]
-        return cls(Irreps(irreps), flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1))
+        return cls(irreps, flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=-1))
 
     @classmethod
     def from_e3nn(cls, x: E3nnArray) -> IrrepsArray:

@@ -35,7 +35,7 @@ def test_clebsch_gordan_are_orthonormal_and_normalised() -> None:
 def test_harmonics_agree_with_e3nn() -> None:
     unit = jnp.asarray(unit_vectors(40))
     for l, ours in enumerate(so3.spherical_harmonics(6, unit)):
-        irrep = str(e3nn.Irrep(l, (-1) ** l))
+        irrep = e3nn.Irreps([(1, (l, (-1) ** l))])
         theirs = e3nn.spherical_harmonics(
             irrep, e3nn.IrrepsArray("1o", unit), normalize=False, normalization="component"
         )

@@ -38,22 +38,24 @@ def test_number_of_trees_is_the_dimension_of_equivariant_polynomials(
     Character of Sym^n from power sums by Newton's identities; natural parity makes the degree of
     the polynomial in inversion-odd parts a sign, so the average is over both components of O(3).
     """
-    irrep = Irrep(out)
+    ((_, irrep),) = Irreps(out)
     angles = (np.arange(400) + 0.5) * np.pi / 400
     weight = (1 - np.cos(angles)) / np.pi * (np.pi / 400)
 
     def character(l: int, angle: np.ndarray) -> np.ndarray:
-        return sum(np.cos(m * angle) for m in range(-l, l + 1))
+        return np.sum([np.cos(m * angle) for m in range(-l, l + 1)], axis=0)
 
     def power_sum(k: int, sign: int) -> np.ndarray:
-        return sum(((sign**l) ** k) * character(l, k * angles) for l in range(l_max + 1))
+        return np.sum(
+            [((sign**l) ** k) * character(l, k * angles) for l in range(l_max + 1)], axis=0
+        )
 
     total = 0.0
     for sign in (1, -1):
         symmetric = [np.ones_like(angles)]
         for n in range(1, order + 1):
             symmetric.append(
-                sum(power_sum(k, sign) * symmetric[n - k] for k in range(1, n + 1)) / n
+                np.sum([power_sum(k, sign) * symmetric[n - k] for k in range(1, n + 1)], axis=0) / n
             )
         value = irrep.p if sign == -1 else 1
         total += 0.5 * np.sum(weight * symmetric[order] * value * character(irrep.l, angles))
