@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
 from eqnet.data.split import Split, read_split, split
 from eqnet.errors import InputError
+from eqnet.model_choice import config_class_of, default_of, make_config, model_options
 from eqnet.options import TrainOptions
 from eqnet.scaling import fit_shift, force_scale
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from eqnet.potential import Potential
 
 DEFAULT_STEPS = 20_000  # of a run without max_num_epochs
-NOT_OF_THE_MODEL = ("model", "pair_repulsion")  # model options that no Config has
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,8 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
     elements = _elements(frames)
     energies, references = _atomic_energies(options, datasets["train"], frames["train"], elements)
     shift, residual = fit_shift(frames["train"], elements, energies)
-    config_class = _config_class(options.model.model)
-    r_max = chosen.get("r_max", _field_default(config_class, "r_max"))
+    config_class = config_class_of(options.model.model)
+    r_max = chosen.get("r_max", default_of(config_class, "r_max"))
     items = {role: make_items(frames[role], elements, r_max) for role in frames}
     neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
     if neighbors == 0:
@@ -186,55 +185,6 @@ def digest(path: str | Path) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ------------------------------------------------------------------------------------- model
-
-
-def _config_class(name: str) -> type:
-    from eqnet.models import MODELS
-
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODELS)}"
-        raise InputError(f"there is no --model {name}; {hint}")
-    return MODELS[name][0]
-
-
-def model_options(options: TrainOptions) -> dict[str, Any]:
-    """Options of the model that were set.
-
-    Raises:
-        InputError: the model is unknown or does not have one of them.
-    """
-    config_class = _config_class(options.model.model)
-    known = {field.name for field in dataclasses.fields(config_class)}
-    chosen = {}
-    for field in dataclasses.fields(options.model):
-        value = getattr(options.model, field.name)
-        if field.name in NOT_OF_THE_MODEL or value is None:
-            continue
-        if field.name not in known:
-            raise InputError(
-                f"--{field.name} has no effect on --model {options.model.model}: leave it out"
-            )
-        chosen[field.name] = value
-    return chosen
-
-
-def make_config(config_class: type, values: dict[str, Any]) -> Any:
-    """The configuration of the model; mistakes in irreps and names become InputErrors."""
-    try:
-        config = config_class(**values)
-        config.irreps()
-    except (ValueError, KeyError) as error:
-        text = str(error.args[0] if error.args else error)
-        raise InputError(f"the model cannot be made: {text}") from None
-    return config
-
-
-def _field_default(config_class: type, name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(config_class) if f.name == name)
 
 
 # ------------------------------------------------------------------------------------- data
