@@ -199,9 +199,6 @@ def _read(options: TrainOptions, file: Path) -> dict[str, Dataset]:
         require.append("stress")
     paths = {"train": file, "valid": data.valid_file, "test": data.test_file}
     given = {role: Path(path) for role, path in paths.items() if path is not None}
-    for path in given.values():
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file")
     datasets = {
         role: read(path, keys, require=require if role == "train" else ())
         for role, path in given.items()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from eqnet.errors import InputError
-from eqnet.options import TrainOptions, check, resolve_choices
+from eqnet.options import DataOptions, TrainOptions, check, resolve_choices
 
 if TYPE_CHECKING:
     from eqnet.experiment import Experiment
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = read_options(list(sys.argv[1:] if argv is None else argv))
     check(options)
+    _find_files(options.data)
     options = resolve_choices(options)
     if options.run.wandb_project is not None and find_spec("wandb") is None:
         raise InputError("--wandb_project needs the package wandb: pip install wandb")
@@ -75,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with _computing(options):
         return _train(options, Progress(), started)
+
+
+def _find_files(data: DataOptions) -> None:
+    """Refuse a missing file before JAX is loaded, which takes seconds."""
+    for path in (data.train_file, data.valid_file, data.test_file, data.split_file):
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{path}: there is no such file")
 
 
 def read_options(argv: list[str]) -> TrainOptions:
