@@ -20,6 +20,7 @@ from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
 from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
 from eqnet.ops import choose_convolution, edge_product
 from eqnet.ops.power import Power
+from eqnet.ops.radial import RadialNetwork
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Interaction(nnx.Module):
         )
         self.convolve = choose_convolution(config.product, method)
         self.up = Linear(irreps_in, irreps_in, rngs=rngs)
-        self.radial = MLP(
-            (config.num_radial_basis, *config.radial_MLP, self.product.num_weights), rngs=rngs
+        self.radial = RadialNetwork(
+            config.num_radial_basis, config.radial_MLP, self.product, rngs=rngs
         )
         self.down = Linear(self.product.irreps_out, irreps_out, rngs=rngs)
         by_element = irreps_out if irreps_residual is None else irreps_residual
@@ -111,7 +112,7 @@ class Interaction(nnx.Module):
     ) -> tuple[IrrepsArray, IrrepsArray | None]:
         """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out], residual."""
         message = self.convolve(
-            self.product, self.up(x), harmonics, self.radial.factors(basis), graph
+            self.product, self.up(x), harmonics, self.radial.edge_weights(basis), graph
         )
         message = self.down(message)
         message = IrrepsArray(message.irreps, message.array / self.avg_num_neighbors)

@@ -31,6 +31,7 @@ from eqnet.layers import (
     silu,
 )
 from eqnet.ops import choose_convolution, edge_product
+from eqnet.ops.radial import RadialNetwork
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class Interaction(nnx.Module):
         reached = {ir for _, ir in self.product.irreps_out}
         self.gate = Gate(Irreps([m for m in irreps_target if m.ir in reached]), gates=silu)
         self.up = Linear(irreps_in, irreps_in, rngs=rngs)
-        self.radial = MLP(
-            (config.num_radial_basis, *config.radial_MLP, self.product.num_weights), rngs=rngs
+        self.radial = RadialNetwork(
+            config.num_radial_basis, config.radial_MLP, self.product, rngs=rngs
         )
         self.down = Linear(self.product.irreps_out, self.gate.irreps_in, rngs=rngs)
         self.self_connection = Linear(
@@ -137,7 +138,7 @@ class Interaction(nnx.Module):
         """Features [N, irreps_in], one-hot elements [N, Z] -> [N, irreps_out]."""
         z = x if self.norm is None else self.norm(x)
         message = self.convolve(
-            self.product, self.up(z), harmonics, self.radial.factors(basis), graph
+            self.product, self.up(z), harmonics, self.radial.edge_weights(basis), graph
         )
         message = IrrepsArray(message.irreps, message.array * self.neighbor_scale)
         out = self.gate(add(self.down(message), self.self_connection(z, chosen)))

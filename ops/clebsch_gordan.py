@@ -14,14 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irreps, IrrepsArray, regrouped
-from eqnet.ops.product import Declaration, Path
+from eqnet.ops.clebsch_gordan_rows import rows
+from eqnet.ops.product import Declaration, Kernel, Path
 from eqnet.so3 import HIGHEST, clebsch_gordan
 
 Mode = Literal["uvu", "uuu", "uvw"]
@@ -48,6 +49,9 @@ class ClebschGordan:
     irreps_right: Irreps
     irreps_target: Irreps
     mode: Mode = "uvu"
+
+    kernels: ClassVar[dict[str, Kernel]] = {"rows": rows}
+    num_shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -138,17 +142,21 @@ class ClebschGordan:
             floats=sum(sum(d) for d in dims),
         )
 
-    def __call__(self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array) -> IrrepsArray:
+    def __call__(
+        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, shared: jax.Array | None = None
+    ) -> IrrepsArray:
         """The product of rows by dense contraction; the plain form that others are tested against.
 
         Args:
             x: [..., irreps_left].
             y: [..., irreps_right].
-            weights: [..., num_weights], or [num_weights] shared by all rows.
+            weights: [..., num_weights], or [num_weights] for all rows.
+            shared: this product has none.
 
         Returns:
             [..., irreps_out].
         """
+        del shared
         parts = jax.lax.split(weights, self.weight_sizes, axis=weights.ndim - 1)
         xs, ys, lead = x.blocks, y.blocks, weights.shape[:-1]
         rows = "..." if lead else ""

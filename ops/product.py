@@ -1,11 +1,14 @@
-"""What a tensor product says of itself: its paths, its symmetry, its exactness and its cost."""
+"""What a tensor product is, and what it says of itself: paths, symmetry, exactness, cost."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from eqnet.irreps import Irrep
+import jax
+
+from eqnet.irreps import Irrep, Irreps, IrrepsArray
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,71 @@ class Declaration:
     weights: Literal["per_path", "factorised", "shared"]
     operations: int
     floats: int
+
+
+class Radial(NamedTuple):
+    """Weights of edges, the last layer of the radial network left undone: hidden @ matrix.
+
+    Attributes:
+        hidden: [..., H], zero in slots without an edge.
+        matrix: [H, num_weights].
+        shared: [num_shared], common to all edges; None where the product has none.
+    """
+
+    hidden: jax.Array
+    matrix: jax.Array
+    shared: jax.Array | None = None
+
+
+class Product(Protocol):
+    """A bilinear map of irreps with weights; `Name(irreps_left, irreps_right, irreps_target)`.
+
+    Attributes:
+        irreps_out: those of the target that are reached, sorted and merged.
+        num_weights: last axis of the weights, which may differ from row to row.
+        num_shared: weights common to all rows.
+        declaration: what it promises.
+        kernels: ways to compute it on edges, by name; the first is the default.
+    """
+
+    kernels: ClassVar[dict[str, Kernel]]
+
+    @property
+    def irreps_left(self) -> Irreps: ...  # noqa: D102
+    @property
+    def irreps_right(self) -> Irreps: ...  # noqa: D102
+    @property
+    def irreps_out(self) -> Irreps: ...  # noqa: D102
+    @property
+    def num_weights(self) -> int: ...  # noqa: D102
+    @property
+    def num_shared(self) -> int: ...  # noqa: D102
+    @property
+    def declaration(self) -> Declaration: ...  # noqa: D102
+
+    def __call__(
+        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, shared: jax.Array | None = None
+    ) -> IrrepsArray:
+        """The plain form by dense coefficients, which every kernel is tested against.
+
+        Args:
+            x: [..., irreps_left].
+            y: [..., irreps_right].
+            weights: [..., num_weights], or [num_weights] for all rows.
+            shared: [num_shared] if there are any.
+
+        Returns:
+            [..., irreps_out].
+        """
+        ...
+
+
+# (product, x [r, k, irreps_left], y [r, k, irreps_right], radial with hidden [r, k, H])
+# -> [r, irreps_out]: messages of the k neighbours of each row, summed.
+Kernel = Callable[[Product, IrrepsArray, IrrepsArray, Radial], IrrepsArray]
+
+
+def dense(product: Product, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+    """One message per edge in the plain form, then their sum: the kernel of every product."""
+    messages = product(x, y, radial.hidden @ radial.matrix, radial.shared)
+    return IrrepsArray(messages.irreps, messages.array.sum(1))

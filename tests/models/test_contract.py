@@ -330,7 +330,7 @@ def test_methods_agree(case: Case) -> None:
     make, _ = CASES[case.name]
     graph = packed(molecule(), crystal())
     default = case(graph)
-    for method in list(PRODUCTS["clebsch_gordan"][1])[1:]:
+    for method in [*list(PRODUCTS["clebsch_gordan"].kernels)[1:], "dense"]:
         with jax.enable_x64(True):
             case.potential.model, kept = make(method), case.potential.model
             graphdef, _ = nnx.split(case.potential)

@@ -13,6 +13,7 @@ from eqnet.graph import displacements
 from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
 from eqnet.ops import PRODUCTS, choose_convolution, convolution, edge_product
 from eqnet.ops.clebsch_gordan import ClebschGordan
+from eqnet.ops.product import Radial
 from eqnet.ops.sparse import Sparse, sparse_product
 from eqnet.so3 import clebsch_gordan, spherical_harmonics
 
@@ -140,7 +141,7 @@ def convolution_problem(atoms: int, slots: int | None):
     structure = Structure(np.ones(atoms, int), rng.uniform(0, 4, (atoms, 3)), np.zeros((3, 3)))
     graph = make_graph([structure], (1,), 3.0, slots=slots, extra_atoms=1)
     graph = jax.tree.map(jnp.asarray, graph)
-    product = edge_product("clebsch_gordan", regrouped(LEFT), spherical_irreps(2), regrouped(LEFT))
+    product = ClebschGordan(regrouped(LEFT), spherical_irreps(2), regrouped(LEFT))
     vectors = displacements(graph)
     unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     y = IrrepsArray.from_blocks(
@@ -151,11 +152,11 @@ def convolution_problem(atoms: int, slots: int | None):
         rng.normal(size=(*graph.neighbors.shape, 5)) * np.asarray(graph.neighbor_mask)[..., None]
     )
     matrix = rng.normal(size=(5, product.num_weights))
-    return product, x, y, (jnp.asarray(hidden), jnp.asarray(matrix)), graph
+    return product, x, y, Radial(jnp.asarray(hidden), jnp.asarray(matrix)), graph
 
 
 @pytest.mark.parametrize("slots", [None, 4])
-@pytest.mark.parametrize("method", [m for m in PRODUCTS["clebsch_gordan"][1] if m != "dense"])
+@pytest.mark.parametrize("method", list(PRODUCTS["clebsch_gordan"].kernels))
 def test_methods_agree_with_dense_and_its_derivatives(
     method: str, slots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +176,7 @@ def test_methods_agree_with_dense_and_its_derivatives(
         value, gradient = jax.value_and_grad(energy, (0, 1, 2))(x.array, y, radial)
         return value, gradient, jax.grad(squares, (0, 1, 2))(x.array, y, radial)
 
-    reference = jax.jit(lambda: chain(convolution.dense))()
+    reference = jax.jit(lambda: chain(choose_convolution("clebsch_gordan", "dense")))()
     fast = jax.jit(lambda: chain(choose_convolution("clebsch_gordan", method)))()
     for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(fast), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * float(jnp.abs(a).max()))
@@ -183,8 +184,9 @@ def test_methods_agree_with_dense_and_its_derivatives(
 
 def test_convolution_against_a_loop_over_edges() -> None:
     """Edge by edge with the tables of e3nn-jax."""
-    product, x, y, (hidden, matrix), graph = convolution_problem(7, None)
-    out = convolution.dense(product, x, y, (hidden, matrix), graph).to_e3nn()
+    product, x, y, (hidden, matrix, _), graph = convolution_problem(7, None)
+    convolve = choose_convolution("clebsch_gordan", "dense")
+    out = convolve(product, x, y, Radial(hidden, matrix), graph).to_e3nn()
     expected = [np.zeros(np.shape(np.asarray(block))) for block in out.chunks]
     order = {ir: n for n, (_, ir) in enumerate(out.irreps)}
     xs = [np.asarray(chunk) for chunk in x.to_e3nn().chunks]
