@@ -118,7 +118,11 @@ def build(experiment: Experiment) -> Potential:
     model_class = MODELS[options.model.model][1]
     try:
         # One program: kept on the disk, it makes the next start seconds faster.
-        model = nnx.jit(lambda: model_class(experiment.config, rngs=nnx.Rngs(options.run.seed)))()
+        model = nnx.jit(
+            lambda: model_class(
+                experiment.config, rngs=nnx.Rngs(options.run.seed), method=options.model.method
+            )
+        )()
     except ValueError as error:  # irreps that do not go together, no such product
         raise InputError(f"the model cannot be made: {error}") from None
     potential = Potential(

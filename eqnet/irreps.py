@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from e3nn_jax import Irrep, Irreps, MulIrrep
 from e3nn_jax import IrrepsArray as E3nnArray
 
-__all__ = ["Irrep", "Irreps", "IrrepsArray", "MulIrrep", "spherical_irreps", "regrouped"]
+__all__ = ["Irrep", "Irreps", "IrrepsArray", "MulIrrep", "add", "regrouped", "spherical_irreps"]
 
 
 def regrouped(irreps: Irreps | str) -> Irreps:
@@ -93,3 +93,13 @@ class IrrepsArray:
     def tree_unflatten(cls, irreps: Irreps, leaves: tuple[Any]) -> IrrepsArray:
         """Inverse of `tree_flatten`."""
         return cls(irreps, leaves[0])
+
+
+def add(x: IrrepsArray, y: IrrepsArray) -> IrrepsArray:
+    """Add to x those irreps of y that have the same multiplicity."""
+    extra = {(mul, ir): b for (mul, ir), b in zip(y.irreps, y.blocks, strict=True)}
+    blocks = [
+        b + extra[mul, ir] if (mul, ir) in extra else b
+        for (mul, ir), b in zip(x.irreps, x.blocks, strict=True)
+    ]
+    return IrrepsArray.from_blocks(x.irreps, blocks)

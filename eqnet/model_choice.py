@@ -9,7 +9,7 @@ from typing import Any
 from eqnet.errors import InputError
 from eqnet.options import TrainOptions
 
-NOT_OF_THE_MODEL = ("model", "pair_repulsion")  # model options that no Config has
+NOT_OF_THE_MODEL = ("model", "method", "pair_repulsion")  # model options that no Config has
 
 
 def config_class_of(name: str) -> type:

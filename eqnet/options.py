@@ -93,7 +93,13 @@ class ModelOptions:
     first_residual: Annotated[bool | None, _default(_MODEL, "/ --no_first_residual")] = None
     """Whether the first layer has a residual connection."""
     product: Annotated[str | None, _default(_MODEL, "NAME")] = None
-    """Tensor product."""
+    """Tensor product of the messages; docs/tensor_products.md says which there are."""
+    node_product: Annotated[str | None, _default("as product", "NAME")] = None
+    """Tensor product of the many-body features of an atom."""
+    rank: Annotated[int | None, _default("exact", "INT")] = None
+    """Rank of the product cp; below the exact rank it is equivariant up to a stated error."""
+    method: str = "auto"
+    """How the products are computed; auto is the fastest, and any reads the same model file."""
     parity: Annotated[bool | None, _default(_MODEL, "/ --no_parity")] = None
     """Whether features between layers have both parities of every degree."""
     residual: Annotated[bool | None, _default(_MODEL, "/ --no_residual")] = None

@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph
-from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps
 from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
-from eqnet.ops import choose_convolution, edge_product
-from eqnet.ops.power import Power
+from eqnet.ops import choose_methods, edge_product, node_power
+from eqnet.ops.convolution import Convolution
+from eqnet.ops.product import NodePower
 from eqnet.ops.radial import RadialNetwork
 
 
@@ -44,6 +45,9 @@ class MACEConfig:
         first_residual: whether the first layer has a residual connection (mace-torch's
             RealAgnosticResidualInteractionBlock) or an element-dependent message instead.
         product: tensor product of the convolution.
+        node_product: tensor product of the powers; '' for that of the convolution if it has powers,
+            else Clebsch-Gordan.
+        rank: of the product 'cp'; 0 for an exact one.
     """
 
     elements: tuple[int, ...]
@@ -61,6 +65,8 @@ class MACEConfig:
     avg_num_neighbors: float = 1.0
     first_residual: bool = True
     product: str = "clebsch_gordan"
+    node_product: str = ""
+    rank: int = 0
 
     def irreps(self) -> Irreps:
         """Irreps of the node features between layers."""
@@ -80,14 +86,18 @@ class Interaction(nnx.Module):
         irreps_residual: Irreps | None,
         *,
         rngs: nnx.Rngs,
-        method: str,
+        convolve: Convolution,
     ):
         num_elements = len(config.elements)
         self.avg_num_neighbors = config.avg_num_neighbors
         self.product = edge_product(
-            config.product, irreps_in, spherical_irreps(config.max_ell), irreps_out
+            config.product,
+            irreps_in,
+            spherical_irreps(config.max_ell),
+            irreps_out,
+            rank=config.rank,
         )
-        self.convolve = choose_convolution(config.product, method)
+        self.convolve = convolve
         self.up = Linear(irreps_in, irreps_in, rngs=rngs)
         self.radial = RadialNetwork(
             config.num_radial_basis, config.radial_MLP, self.product, rngs=rngs
@@ -124,17 +134,11 @@ class Interaction(nnx.Module):
 class ProductBasis(nnx.Module):
     """Powers of A with weights by element, then a linear map and the residual connection."""
 
-    def __init__(
-        self,
-        irreps_in: Irreps,
-        irreps_out: Irreps,
-        correlation: int,
-        num_elements: int,
-        rngs: nnx.Rngs,
-    ):
-        self.power = Power(irreps_in, irreps_out, correlation)
-        shape = (num_elements, self.power.num_weights, irreps_in[0].mul)
-        scale = 1.0 / self.power.order_sizes()[:, None]
+    def __init__(self, power: NodePower, num_elements: int, *, rngs: nnx.Rngs, method: str):
+        self.power, self.method = power, method
+        irreps_in, irreps_out = power.irreps_in, power.irreps_out
+        shape = (num_elements, power.num_weights, irreps_in[0].mul)
+        scale = power.initial_scale()[:, None]
         self.weights = nnx.Param(jax.random.normal(rngs.params(), shape) * scale)
         self.linear = Linear(irreps_out, irreps_out, rngs=rngs)
 
@@ -142,15 +146,8 @@ class ProductBasis(nnx.Module):
         self, a: IrrepsArray, chosen: jax.Array, residual: IrrepsArray | None
     ) -> IrrepsArray:
         """[N, irreps_in] -> [N, irreps_out]."""
-        x = self.linear(self.power(a, select(self.weights[...], chosen)))
-        if residual is None:
-            return x
-        extra = {ir: b for (_, ir), b in zip(residual.irreps, residual.blocks, strict=True)}
-        blocks = [
-            b + extra[ir] if ir in extra else b
-            for (_, ir), b in zip(x.irreps, x.blocks, strict=True)
-        ]
-        return IrrepsArray.from_blocks(x.irreps, blocks)
+        x = self.linear(self.power(a, select(self.weights[...], chosen), method=self.method))
+        return x if residual is None else add(x, residual)
 
 
 class Readout(nnx.Module):
@@ -172,7 +169,7 @@ class MACE(nnx.Module):
     Args:
         config: hyper-parameters.
         rngs: source of the initial weights.
-        method: how the convolution is computed, a key of `eqnet.ops` methods, or 'auto'.
+        method: how the products are computed, see `eqnet.ops.choose_methods`.
     """
 
     def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs, method: str = "auto"):
@@ -181,6 +178,7 @@ class MACE(nnx.Module):
         scalars = Irreps([m for m in hidden if str(m.ir) == "0e"])
         num_scalars, num_elements = scalars.dim, len(config.elements)
         basis = spherical_irreps(config.max_ell) * num_scalars
+        convolve, power_method = choose_methods(config.product, config.node_product, method)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_elements, num_scalars)))
         interactions, products, readouts = [], [], []
         irreps_in = scalars
@@ -189,9 +187,12 @@ class MACE(nnx.Module):
             irreps_out = scalars if last else hidden
             residual = irreps_out if layer > 0 or config.first_residual else None
             interactions.append(
-                Interaction(config, irreps_in, basis, residual, rngs=rngs, method=method)
+                Interaction(config, irreps_in, basis, residual, rngs=rngs, convolve=convolve)
             )
-            products.append(ProductBasis(basis, irreps_out, config.correlation, num_elements, rngs))
+            power = node_power(
+                config.product, config.node_product, basis, irreps_out, config.correlation
+            )
+            products.append(ProductBasis(power, num_elements, rngs=rngs, method=power_method))
             nonlinear = last and layer > 0
             readouts.append(
                 Readout(num_scalars, config.MLP_channels if nonlinear else None, rngs=rngs)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph
-from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, add, regrouped, spherical_irreps
 from eqnet.layers import (
     MLP,
     Gate,
@@ -57,6 +57,7 @@ class NequIPConfig:
         residual: whether a layer adds its input to its output, for irreps of equal multiplicity.
         layer_norm: whether the input of a layer is normalised.
         product: tensor product of the convolution.
+        rank: of the product 'cp'; 0 for an exact one.
     """
 
     elements: tuple[int, ...]
@@ -75,6 +76,7 @@ class NequIPConfig:
     residual: bool = False
     layer_norm: bool = False
     product: str = "clebsch_gordan"
+    rank: int = 0
 
     def irreps(self) -> Irreps:
         """Irreps of the node features between layers.
@@ -105,7 +107,11 @@ class Interaction(nnx.Module):
         method: str,
     ):
         self.product = edge_product(
-            config.product, irreps_in, spherical_irreps(config.max_ell), irreps_target + "1x0e"
+            config.product,
+            irreps_in,
+            spherical_irreps(config.max_ell),
+            irreps_target + "1x0e",
+            rank=config.rank,
         )
         self.convolve = choose_convolution(config.product, method)
         reached = {ir for _, ir in self.product.irreps_out}
@@ -148,18 +154,6 @@ class Interaction(nnx.Module):
 def identity(x: jax.Array) -> jax.Array:
     """No activation."""
     return x
-
-
-def add(x: IrrepsArray, y: IrrepsArray) -> IrrepsArray:
-    """Add to x those irreps of y that have the same multiplicity."""
-    extra: dict[tuple[int, Irrep], jax.Array] = {
-        (mul, ir): b for (mul, ir), b in zip(y.irreps, y.blocks, strict=True)
-    }
-    blocks = [
-        b + extra[mul, ir] if (mul, ir) in extra else b
-        for (mul, ir), b in zip(x.irreps, x.blocks, strict=True)
-    ]
-    return IrrepsArray.from_blocks(x.irreps, blocks)
 
 
 class NequIP(nnx.Module):

@@ -1,45 +1,100 @@
 """Tensor products: what they compute (a product) and how (a method of it)."""
 
+from typing import Any
+
 from eqnet.irreps import Irreps
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.convolution import Convolution
-from eqnet.ops.product import Product, dense
+from eqnet.ops.power import Power
+from eqnet.ops.product import Kernel, NodePower, Product, dense
 
-# The names of the command line.
+# The names of the command line: bilinear products, and the powers of one feature that some have.
 PRODUCTS: dict[str, type[Product]] = {"clebsch_gordan": ClebschGordan}
+POWERS: dict[str, type[NodePower]] = {"clebsch_gordan": Power}
 
 
-def product_class(name: str) -> type[Product]:
-    """The product of this name.
+def find(name: str, table: dict[str, Any], what: str) -> Any:
+    """The entry of a table of names.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in PRODUCTS:
-        raise ValueError(f"no product {name!r}; there is: {', '.join(PRODUCTS)}")
-    return PRODUCTS[name]
+    if name not in table:
+        raise ValueError(f"no {what} {name!r}; there is: {', '.join(table)}")
+    return table[name]
 
 
 def edge_product(
-    name: str, irreps_left: Irreps, irreps_right: Irreps, irreps_target: Irreps
+    name: str, irreps_left: Irreps, irreps_right: Irreps, irreps_target: Irreps, rank: int = 0
 ) -> Product:
-    """The product of this name for a convolution.
+    """The product of this name for a convolution; a rank is for 'cp' only.
 
     Raises:
         ValueError: no product of this name, or it cannot connect these irreps.
     """
-    return product_class(name)(irreps_left, irreps_right, irreps_target)
+    product = find(name, PRODUCTS, "product")
+    if rank and name != "cp":
+        raise ValueError(f"rank {rank} has no effect on {name}: leave it out or choose product cp")
+    options = {"rank": rank} if rank else {}
+    return product(irreps_left, irreps_right, irreps_target, **options)
 
 
-def choose_convolution(name: str, method: str = "auto") -> Convolution:
+def power_class(product: str, node_product: str = "") -> type[NodePower]:
+    """The powers to go with a convolution: as named, or of its product, or Clebsch-Gordan."""
+    return (
+        find(node_product, POWERS, "node product") if node_product else POWERS.get(product, Power)
+    )
+
+
+def node_power(
+    product: str, node_product: str, irreps_in: Irreps, irreps_out: Irreps, correlation: int
+) -> NodePower:
+    """The powers of a feature with the atoms' weights.
+
+    Raises:
+        ValueError: no such powers, or they do not reach these irreps.
+    """
+    return power_class(product, node_product)(irreps_in, irreps_out, correlation)
+
+
+def kernels(product: str) -> dict[str, Kernel]:
+    """All methods of a product on edges, the default first, the plain one last."""
+    return {**find(product, PRODUCTS, "product").kernels, "dense": dense}
+
+
+def choose_methods(
+    product: str, node_product: str = "", method: str = "auto"
+) -> tuple[Convolution, str]:
+    """How to compute the convolution and the powers of a model.
+
+    Args:
+        product: of the convolution.
+        node_product: of the powers, see `power_class`.
+        method: 'auto' for the default of each; otherwise a method of one of them or of both, and
+            what does not have it keeps its default.
+
+    Raises:
+        ValueError: neither has a method of this name.
+    """
+    edge, node = kernels(product), power_class(product, node_product).methods
+    if method != "auto" and method not in edge and method not in node:
+        known = ", ".join(dict.fromkeys([*edge, *node]))
+        raise ValueError(f"{product} has no method {method!r}; it has: {known}")
+    return (
+        Convolution(edge.get(method, next(iter(edge.values())))),
+        method if method in node else node[0],
+    )
+
+
+def choose_convolution(product: str, method: str = "auto") -> Convolution:
     """The convolution that computes a product by a method; 'auto' is the product's default.
 
     Raises:
         ValueError: the product has no method of this name.
     """
-    kernels = {**product_class(name).kernels, "dense": dense}
+    edge = kernels(product)
     if method == "auto":
-        return Convolution(next(iter(kernels.values())))
-    if method not in kernels:
-        raise ValueError(f"{name} has no method {method!r}; it has: {', '.join(kernels)}")
-    return Convolution(kernels[method])
+        return Convolution(next(iter(edge.values())))
+    if method not in edge:
+        raise ValueError(f"{product} has no method {method!r}; it has: {', '.join(edge)}")
+    return Convolution(edge[method])

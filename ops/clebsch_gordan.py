@@ -51,7 +51,6 @@ class ClebschGordan:
     mode: Mode = "uvu"
 
     kernels: ClassVar[dict[str, Kernel]] = {"rows": rows}
-    num_shared: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -94,6 +93,11 @@ class ClebschGordan:
     def num_weights(self) -> int:
         """Length of the last axis of the weights."""
         return sum(self.weight_sizes)
+
+    @property
+    def num_shared(self) -> int:
+        """No weights are common to all rows."""
+        return 0
 
     @cached_property
     def irreps_out(self) -> Irreps:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import permutations
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,8 @@ class Power:
     irreps_out: Irreps
     correlation: int
 
+    methods: ClassVar[tuple[str, ...]] = ("trees", "dense")
+
     def __post_init__(self) -> None:
         if len({mul for mul, _ in self.irreps_in + self.irreps_out}) != 1:
             raise ValueError(
@@ -144,21 +147,26 @@ class Power:
         """Number of weights per channel."""
         return len(self.trees)
 
-    def order_sizes(self) -> np.ndarray:
-        """For each weight, how many trees share its output and order: 1 / its natural scale."""
+    def initial_scale(self) -> np.ndarray:
+        """Standard deviation of the first weights: 1 / number of trees of one output and order."""
         keys = [(out, len(tree)) for out, tree in self.trees]
-        return np.array([keys.count(key) for key in keys])
+        return np.array([1.0 / keys.count(key) for key in keys])
 
-    def __call__(self, x: IrrepsArray, weights: jax.Array) -> IrrepsArray:
-        """Evaluate the trees.
+    def __call__(self, x: IrrepsArray, weights: jax.Array, method: str = "trees") -> IrrepsArray:
+        """Evaluate the polynomial of each atom and channel.
 
         Args:
             x: [N, irreps_in].
             weights: [N, num_weights, C].
+            method: 'trees', or 'dense' for the plain form.
 
         Returns:
             [N, irreps_out].
         """
+        return self._dense(x, weights) if method == "dense" else self._trees(x, weights)
+
+    def _trees(self, x: IrrepsArray, weights: jax.Array) -> IrrepsArray:
+        """From the leaves up, each product once for all outputs."""
         leaves = x.blocks
         shares = jax.lax.split(weights, (1,) * self.num_weights, axis=1)
         memo: dict[Tree, jax.Array] = {(i,): leaf for i, leaf in enumerate(leaves)}
@@ -214,8 +222,8 @@ class Power:
         orders = list(permutations(range(factors)))
         return sum(tensor.transpose(*p, factors) for p in orders) / len(orders)
 
-    def dense(self, x: IrrepsArray, weights: jax.Array) -> IrrepsArray:
-        """The same function by contraction of the dense tensors: the plain form, for tests."""
+    def _dense(self, x: IrrepsArray, weights: jax.Array) -> IrrepsArray:
+        """Contraction of the dense tensors, [N, d, ..., d, C] in the middle: for tests."""
         feature = jnp.concatenate(x.blocks, axis=1)
         out: dict[Irrep, jax.Array] = {}
         for n, (ir, tree) in enumerate(self.trees):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from eqnet.irreps import Irrep, Irreps, IrrepsArray
 
@@ -97,6 +98,35 @@ class Product(Protocol):
         Returns:
             [..., irreps_out].
         """
+        ...
+
+
+class NodePower(Protocol):
+    """Sum of products of one to `correlation` copies of a feature, channel by channel.
+
+    `Name(irreps_in, irreps_out, correlation)`, all of the same multiplicity C.
+
+    Attributes:
+        irreps_out: sorted and merged.
+        num_weights: per channel.
+        methods: ways to compute it; the first is the default.
+    """
+
+    methods: ClassVar[tuple[str, ...]]
+
+    @property
+    def irreps_in(self) -> Irreps: ...  # noqa: D102
+    @property
+    def irreps_out(self) -> Irreps: ...  # noqa: D102
+    @property
+    def num_weights(self) -> int: ...  # noqa: D102
+
+    def initial_scale(self) -> np.ndarray:
+        """Standard deviation of the first weights, [num_weights]."""
+        ...
+
+    def __call__(self, x: IrrepsArray, weights: jax.Array, method: str) -> IrrepsArray:
+        """[N, irreps_in] and weights [N, num_weights, C] -> [N, irreps_out]."""
         ...
 
 
