@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -132,7 +132,7 @@ class NodePower(Protocol):
 
 # (product, x [r, k, irreps_left], y [r, k, irreps_right], radial with hidden [r, k, H])
 # -> [r, irreps_out]: messages of the k neighbours of each row, summed.
-Kernel = Callable[[Product, IrrepsArray, IrrepsArray, Radial], IrrepsArray]
+Kernel = Callable[[Any, IrrepsArray, IrrepsArray, Radial], IrrepsArray]
 
 
 def dense(product: Product, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
@@ -136,7 +138,7 @@ def test_impossible_products_are_refused() -> None:
         choose_convolution("clebsch_gordan", "quick")
 
 
-def convolution_problem(atoms: int, slots: int | None):
+def convolution_problem(atoms: int, slots: int | None) -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
     structure = Structure(np.ones(atoms, int), rng.uniform(0, 4, (atoms, 3)), np.zeros((3, 3)))
     graph = make_graph([structure], (1,), 3.0, slots=slots, extra_atoms=1)
