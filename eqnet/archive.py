@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eqnet.errors import InputError
+from eqnet.files import replacing
 
 MANIFEST = "manifest.json"
 MANIFEST_CAP = 2**20
@@ -28,17 +28,10 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = json.dumps({"sha256": digests}, indent=1).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, data in {**members, MANIFEST: manifest}.items():
-                    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, data in {**members, MANIFEST: manifest}.items():
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
 
 
 def read(

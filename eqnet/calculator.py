@@ -26,8 +26,9 @@ from eqnet.data.frame import Frame, from_atoms
 from eqnet.data.neighbors import neighbor_list
 from eqnet.device import Device, computing, find_device, find_dtype
 from eqnet.errors import InputError
+from eqnet.files import digest
 from eqnet.graph import AtomGraph
-from eqnet.model_file import digest, load
+from eqnet.model_file import load
 from eqnet.potential import Potential
 from eqnet.verlet_list import VerletList
 

@@ -16,7 +16,6 @@ on the threads of orbax.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ import jax
 import numpy as np
 
 from eqnet.errors import InputError
+from eqnet.files import digest
 
 FORMAT = 1
 _TEMPORARY = ".partial-"
@@ -213,18 +213,13 @@ def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and p.name != "manifest.json")
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_manifest(path: Path) -> None:
     """List every file with its digest; all of it is on the disk before this returns."""
     entries = {}
     for file in _files(path):
         _sync(file)
         name = file.relative_to(path).as_posix()
-        entries[name] = {"sha256": _digest(file), "size": file.stat().st_size}
+        entries[name] = {"sha256": digest(file), "size": file.stat().st_size}
     manifest = path / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))
     _sync(manifest)
@@ -250,7 +245,7 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != entry["size"]:
                 return f"{name} has {file.stat().st_size} bytes, not {entry['size']}"
-            if _digest(file) != entry["sha256"]:
+            if digest(file) != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
         if extra := {p.relative_to(path).as_posix() for p in _files(path)} - set(entries):
             return f"{min(extra)} does not belong to it"

@@ -22,6 +22,7 @@ from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
 from eqnet.data.split import Split, read_split, split
 from eqnet.errors import InputError
+from eqnet.files import digest
 from eqnet.model_choice import config_class_of, default_of, make_config, model_options
 from eqnet.options import TrainOptions
 from eqnet.scaling import fit_shift, force_scale
@@ -183,12 +184,6 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
         config=config,
         notes=tuple(_repetitions(frames)),
     )
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------- data

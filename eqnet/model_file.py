@@ -15,7 +15,6 @@ config.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from flax import nnx
 
 from eqnet import archive
 from eqnet.errors import InputError
+from eqnet.files import digest
 from eqnet.potential import Potential
 from eqnet.replay import TOLERANCE, Example, replay
 from eqnet.replay import from_json as examples_from_json
@@ -193,12 +193,6 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         "weights": {name: list(array.shape) for name, array in weights.items()},
         "num_examples": len(_examples(path, members)),
     }
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

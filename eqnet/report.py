@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from eqnet import metrics, page, plots
 from eqnet.data.elements import symbol
 from eqnet.evaluation import naive
+from eqnet.files import replacing
 from eqnet.metrics import number
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ def write_report(
         page.section("Configuration", page.folded("All options", _options(config))),
     ]
     path = folder / "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page.page(folder.resolve().name, "\n".join(body)), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(page.page(folder.resolve().name, "\n".join(body)), encoding="utf-8")
     return path
 
 

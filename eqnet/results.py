@@ -113,8 +113,9 @@ def _validation(outcome: Outcome) -> dict[str, Any]:
 
 
 def _examples(experiment: Experiment) -> list[Frame]:
-    """A few structures for the model file to replay: small ones, of different sizes."""
+    """A few structures for the model file to replay: small, of different sizes, one periodic."""
     frames = sorted(experiment.frames["valid"], key=len)
+    frames.sort(key=lambda frame: not frame.pbc.all())  # their stress is replayed too
     one_of_each_size = list({len(frame): frame for frame in reversed(frames)}.values())[::-1]
     chosen = one_of_each_size[:NUM_EXAMPLES]
     chosen += [f for f in frames if all(f is not c for c in chosen)][: NUM_EXAMPLES - len(chosen)]

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from eqnet.errors import InputError, naming
+from eqnet.files import TEMPORARY, replacing
 from eqnet.options import TrainOptions, free_options
 
 
@@ -64,8 +65,10 @@ class RunFolder:
 
     def _foreign(self) -> bool:
         """A start that was killed leaves no more than what is written before config.yaml."""
-        early = {"lock", "log.txt", "data.json", "data.json.partial", "config.yaml.partial"}
-        return any(p.name not in early for p in self.path.iterdir())
+        early = {"lock", "log.txt", "data.json"}
+        return any(
+            p.name not in early and not TEMPORARY.fullmatch(p.name) for p in self.path.iterdir()
+        )
 
     def check_same(self, options: TrainOptions, data: Mapping[str, Any]) -> None:
         """Refuse to go on with other options or other data than the run began with.
@@ -188,12 +191,8 @@ class History:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with naming(path), partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with naming(path), replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:

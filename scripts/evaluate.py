@@ -7,7 +7,6 @@ eqnet evaluate model.eqnet test.xyz --json errors.json --output answers.xyz --re
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.files import replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,14 +190,11 @@ def _show_and_write(
 def _write(target: str, write: Callable[[Path], Any]) -> None:
     """Write a file whole or not at all."""
     path = Path(target)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write(partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            write(partial)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_structures(path: Path, frames: Sequence[Frame], answers: Sequence[Answer]) -> None:

@@ -59,7 +59,7 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "water").mkdir()
     folder = RunFolder(tmp_path, "water")
     folder.check_free()
-    for name in ("lock", "log.txt", "data.json", "config.yaml.partial"):  # a start that was killed
+    for name in ("lock", "log.txt", "data.json", ".config.yaml.71.tmp"):  # a start that was killed
         (tmp_path / "water" / name).write_text("")
     folder.check_free()
     (tmp_path / "water" / "thesis.tex").write_text("")
