@@ -1,0 +1,199 @@
+"""Fits of stacked Clebsch-Gordan tensors, made once and kept in the user's cache folder.
+
+A fit of degree 3 takes seconds, one of degree 4 minutes. Each is a file named by everything it was
+made from; it is written whole or not at all, and believed only if its checksum is right and its
+factors have the error it states. Otherwise it is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from eqnet.ops.cp_fit import DEGENERATE, EXACT, Factors, fit
+from eqnet.ops.cp_tensor import StackedTensor
+
+FORMAT = 1  # a new number when the fits of the same arguments change
+# Above this many entries of the tensor (all degrees to 4) no exact fit is searched for.
+LARGEST = 25**3
+# Exact ranks for all degrees to L on all sides found in long searches, {(d, couplings): rank}:
+# with all couplings, and with the even ones only (natural parity).
+KNOWN_RANKS = {
+    **{(4, 5): 8, (9, 15): 30, (16, 34): 90, (25, 65): 220},
+    **{(4, 4): 6, (9, 11): 18, (16, 23): 52, (25, 42): 122},
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors of a tensor and how good they are.
+
+    Attributes:
+        factors: of rank R.
+        error: |sum of terms - T| / |T|.
+        equivariance_error: relative root mean square, see `StackedTensor.equivariance_error`.
+        cancellation: see `Factors.cancellation`.
+    """
+
+    factors: Factors
+    error: float
+    equivariance_error: float
+    cancellation: float
+
+    @classmethod
+    def of(cls, factors: Factors, stacked: StackedTensor) -> Fit:
+        """With its errors computed."""
+        return cls(
+            factors,
+            factors.error(stacked.values),
+            stacked.equivariance_error(factors.tensor()),
+            factors.cancellation(stacked.values),
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the terms do not cancel each other."""
+        return self.cancellation <= DEGENERATE
+
+
+@cache
+def fit_of_rank(stacked: StackedTensor, rank: int) -> Fit:
+    """The best fit of a rank, from the cache or made now."""
+    if rank >= trivial_rank(stacked):
+        return Fit.of(trivial_factors(stacked), stacked)
+    return _kept(stacked, f"rank {rank}", lambda: fit(stacked.values, rank))
+
+
+@cache
+def smallest_fit(stacked: StackedTensor, tolerance: float) -> Fit:
+    """The smallest healthy fit that was found with at most this relative error.
+
+    Ranks are searched by bisection with a few starts each, below the rank of a generic tensor of
+    this shape, d1 d2 d3 / (d1 + d2 + d3 - 2), or from the known exact rank down to it. Tensors too
+    large to fit to rounding get the trivial factors.
+    """
+    if tolerance <= EXACT and stacked.values.size > LARGEST:
+        return Fit.of(trivial_factors(stacked), stacked)
+    return _kept(stacked, f"tolerance {tolerance!r}", lambda: _search(stacked, tolerance))
+
+
+def trivial_rank(stacked: StackedTensor) -> int:
+    """Product of the two shorter sides: every tensor has a decomposition of this rank."""
+    shape = sorted(stacked.values.shape)
+    return shape[0] * shape[1]
+
+
+def trivial_factors(stacked: StackedTensor) -> Factors:
+    """One term for each pair of components of the two shorter sides, exact."""
+    tensor = stacked.values
+    a, b, long = np.argsort(tensor.shape, kind="stable")
+    first, second = tensor.shape[a], tensor.shape[b]
+    factors: list = [None, None, None]
+    factors[a] = np.repeat(np.eye(first), second, axis=1)
+    factors[b] = np.tile(np.eye(second), (1, first))
+    factors[long] = tensor.transpose(long, a, b).reshape(tensor.shape[long], -1)
+    return Factors(*factors)
+
+
+def _search(stacked: StackedTensor, tolerance: float) -> Factors:
+    tensor = stacked.values
+    shape, trivial = tensor.shape, trivial_rank(stacked)
+
+    def attempt(rank: int, starts: int) -> Factors | None:
+        factors = fit(tensor, rank, tolerance, starts)
+        good = factors.error(tensor) <= tolerance
+        return factors if good and factors.cancellation(tensor) <= DEGENERATE else None
+
+    known = KNOWN_RANKS.get((max(shape), len(stacked.couplings)), 0) if len(set(shape)) == 1 else 0
+    # with a tolerance this tight no smaller rank than the exact one is enough
+    if known and tolerance <= 1e-5:
+        found = attempt(known, 16)
+        if found:
+            return found
+    high = known or min(ceil(tensor.size / (sum(shape) - 2)), trivial)
+    low, best = 0, attempt(high, 8)
+    while best is None:
+        low, high = high, min(ceil(1.1 * high) + 1, trivial)
+        best = trivial_factors(stacked) if high == trivial else attempt(high, 8)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = attempt(middle, 4)
+        if found is None:
+            low = middle
+        else:
+            best, high = found, middle
+    return best
+
+
+def _kept(stacked: StackedTensor, what: str, make: Callable[[], Factors]) -> Fit:
+    """From the cache folder if there is a sound file, otherwise made and written there."""
+    parts = (FORMAT, stacked.left, stacked.right, stacked.out, stacked.group, what)
+    key = hashlib.sha256(repr(parts).encode() + stacked.values.tobytes()).hexdigest()[:32]
+    folder = cache_folder()
+    found = _read(folder / f"{key}.npz", stacked) if folder else None
+    if found is None:
+        found = Fit.of(make(), stacked)
+        if folder:
+            _write(folder / f"{key}.npz", found)
+    return found
+
+
+def cache_folder() -> Path | None:
+    """`eqnet/cp` in the user's cache folder, made if missing; None where none can be."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = base / "eqnet" / "cp"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return np.frombuffer(sha.digest(), np.uint8)
+
+
+def _write(path: Path, found: Fit) -> None:
+    """The whole file or nothing; a folder that cannot be written costs only the next fit."""
+    errors = np.array([found.error, found.equivariance_error, found.cancellation])
+    arrays = {**found.factors._asdict(), "errors": errors}
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, **arrays, sha256=_digest(arrays))  # pyright: ignore[reportArgumentType]
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, stacked: StackedTensor) -> Fit | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in (*Factors._fields, "errors")}
+            sound = np.array_equal(file["sha256"], _digest(arrays))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if not sound:
+        return None
+    factors = Factors(*(arrays[name] for name in Factors._fields))
+    dims = tuple(f.shape[0] for f in factors)
+    if dims != stacked.values.shape or len({f.shape[1:] for f in factors}) != 1:
+        return None
+    found = Fit.of(factors, stacked)
+    return found if abs(found.error - arrays["errors"][0]) <= 1e-3 * found.error + EXACT else None

@@ -1,0 +1,156 @@
+"""The matrix product: features as (2q + 1) x (2q + 1) matrices, multiplied as matrices.
+
+The irreps l = 0 .. 2q of one parity are exactly the operators on a spin q,
+
+    X[a, b] = sum_{l m} C(q, q, l)[a, b, m] x_l[m],    Z = X Y,
+    z_l[m] = sum_{a b} C(q, q, l)[a, b, m] Z[a, b]
+
+with q = ceil(highest degree / 2) of the inputs and outputs. All paths appear, even ones through the
+anticommutator and odd ones through the commutator, each with one coefficient, a 6j symbol (the
+identity of three 3j symbols around a triangle):
+
+    Z = g C,    g = (-1)^l3 {l1 l2 l3; q q q}
+
+with C of unit norm. It vanishes for a few triples: (3, 5, 5) at q = 3, (5, 6, 7) at q = 4. There is
+one matrix for each parity: Z_+ = X_+ Y_+ + X_- Y_-, Z_- = X_+ Y_- + X_- Y_+.
+
+Unke & Maennel, e3x, arXiv:2401.07595 (FusedTensor); q = 1 is the product of TensorNet
+(Simeon & De Fabritiis, NeurIPS 2023, arXiv:2306.06482).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
+from math import factorial, sqrt
+from typing import ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+
+from eqnet.irreps import Irrep
+from eqnet.ops.factorised import Core, Factorised
+from eqnet.ops.factorised_edges import messages, rows
+from eqnet.ops.product import Kernel
+from eqnet.ops.sparse import Sparse, sparse_product
+from eqnet.so3 import HIGHEST, clebsch_gordan
+
+# One matrix [..., 2q + 1, 2q + 1, C] for each parity that occurs.
+Graded = dict[int, jax.Array]
+# Matrices [..., n, n, C] times matrices, channel by channel.
+Multiply = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def to_matrices(spin: int, irreps: tuple[Irrep, ...], blocks: list[jax.Array]) -> Graded:
+    """Blocks [..., 2 l + 1, C] of the irreps -> their matrices by parity."""
+    matrices: Graded = {}
+    for ir, block in zip(irreps, blocks, strict=True):
+        table = jnp.asarray(clebsch_gordan(spin, spin, ir.l), block.dtype)
+        part = jnp.einsum("...ic,abi->...abc", block, table, precision=HIGHEST)
+        matrices[ir.p] = matrices[ir.p] + part if ir.p in matrices else part
+    return matrices
+
+
+def from_matrices(spin: int, ir: Irrep, matrices: Graded) -> jax.Array:
+    """The part [..., 2 l + 1, C] of an irrep, the inverse of `to_matrices`."""
+    table = jnp.asarray(clebsch_gordan(spin, spin, ir.l), matrices[ir.p].dtype)
+    return jnp.einsum("...abc,abi->...ic", matrices[ir.p], table, precision=HIGHEST)
+
+
+def multiplied(x: Graded, y: Graded, multiply: Multiply) -> Graded:
+    """Matrix products, channel by channel; their parities multiply."""
+    products: Graded = {}
+    for p, left in x.items():
+        for r, right in y.items():
+            term = multiply(left, right)
+            products[p * r] = products[p * r] + term if p * r in products else term
+    return products
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[..., n, n, C] by a batch of matrix products."""
+    return jnp.einsum("...abc,...bdc->...adc", x, y, precision=HIGHEST)
+
+
+def unrolled(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The same entry by entry: n^3 products of rows of channels, one fused loop."""
+    size, channels = x.shape[-3], x.shape[-1]
+    lead = jnp.broadcast_shapes(x.shape[:-3], y.shape[:-3])
+    flat = [
+        jnp.broadcast_to(v, (*lead, *v.shape[-3:])).reshape(-1, size**2, channels) for v in (x, y)
+    ]
+    return sparse_product(_row_by_column(size), *flat).reshape(*lead, size, size, channels)
+
+
+@cache
+def _row_by_column(n: int) -> Sparse:
+    """The matrix product as a bilinear map of flattened matrices."""
+    terms = [
+        (n * a + b, n * b + d, n * a + d, 1.0) for a, d, b in product(range(n), range(n), range(n))
+    ]
+    return Sparse(tuple(terms), (n * n, n * n, n * n))
+
+
+def _core(multiply: Multiply) -> Core:
+    """The core of the product by a way to multiply matrices."""
+
+    def core(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
+        spin = cast("Matrix", product).spin
+        x, y = to_matrices(spin, product.left, left), to_matrices(spin, product.right, right)
+        z = multiplied(x, y, multiply)
+        return [from_matrices(spin, out.irrep, z) for out in product.outputs]
+
+    return core
+
+
+MULTIPLY: dict[str, Multiply] = {"unrolled": unrolled, "matmul": matmul}
+_CORES = {name: _core(multiply) for name, multiply in MULTIPLY.items()}
+
+
+@dataclass(frozen=True)
+class Matrix(Factorised):
+    """The product of matrices; arguments, weights and errors of `Factorised`."""
+
+    name: ClassVar[str] = "matrix"
+    cores: ClassVar[dict[str, Core]] = _CORES
+    kernels: ClassVar[dict[str, Kernel]] = {
+        "rows": rows,
+        **{name: messages(core) for name, core in _CORES.items()},
+    }
+
+    @cached_property
+    def spin(self) -> int:
+        """q, so that degrees up to 2 q fit in a matrix of 2 q + 1 rows."""
+        reach = max(ir.l for ir in self.left) + max(ir.l for ir in self.right)
+        degrees = [ir.l for ir in (*self.left, *self.right)]
+        degrees += [ir.l for _, ir in self.irreps_target if ir.l <= reach]
+        return -(-max(degrees) // 2)
+
+    def coefficient(self, left: Irrep, right: Irrep, out: Irrep) -> float:
+        """(-1)^l3 times a 6j symbol; see above."""
+        q = self.spin
+        return (-1) ** out.l * six_j(left.l, right.l, out.l, q, q, q)
+
+
+@cache
+def six_j(a: int, b: int, c: int, d: int, e: int, f: int) -> float:
+    """The Wigner 6j symbol {a b c; d e f} of integers, by Racah's sum."""
+    triads = ((a, b, c), (a, e, f), (d, b, f), (d, e, c))
+    if any(not abs(x - y) <= z <= x + y for x, y, z in triads):
+        return 0.0
+    squares = ((a, b, d, e), (b, c, e, f), (c, a, f, d))
+    scale = 1.0
+    for x, y, z in triads:
+        sides = factorial(x + y - z) * factorial(x - y + z) * factorial(y + z - x)
+        scale *= sqrt(sides / factorial(x + y + z + 1))
+    total = 0.0
+    for n in range(max(map(sum, triads)), min(map(sum, squares)) + 1):
+        below = 1
+        for group in triads:
+            below *= factorial(n - sum(group))
+        for group in squares:
+            below *= factorial(sum(group) - n)
+        total += (-1) ** n * factorial(n + 1) / below
+    return scale * total
