@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
+from eqnet.ops.blocks import in_blocks
 from eqnet.ops.product import Declaration, Kernel
 from eqnet.so3 import HIGHEST, clebsch_gordan
 
@@ -124,6 +125,15 @@ class Factorised:
                     if abs(g) > 1e-12:
                         found.append((i, j, Output(out, self.kind(left, right, out)), g))
         return tuple(found)
+
+    @cached_property
+    def total_degree(self) -> int:
+        """The sum of the highest degrees of x, y and output among the blocks in use."""
+        return (
+            max(self.left[i].l for i, _, _, _ in self.paths)
+            + max(self.right[j].l for _, j, _, _ in self.paths)
+            + max(out.irrep.l for _, _, out, _ in self.paths)
+        )
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
@@ -230,11 +240,22 @@ class Factorised:
             ValueError: there is no method of this name.
         """
         cores = {**self.cores, "dense": dense}
-        if method == "auto":
-            method = next(iter(cores))
+        method = next(iter(cores)) if method == "auto" else method
         if method not in cores:
             raise ValueError(f"{self.name} has no method {method!r}; it has: {', '.join(cores)}")
-        return self.apply(cores[method], x, y, weights)
+        lead, core = x.array.shape[:-1], cores[method]
+
+        def some_rows(x: jax.Array, y: jax.Array, rows: jax.Array | None) -> jax.Array:
+            left, right = IrrepsArray(self.irreps_left, x), IrrepsArray(self.irreps_right, y)
+            return self.apply(core, left, right, weights if rows is None else rows).array
+
+        operands = [v.reshape((-1, v.shape[-1])) for v in (x.array, y.array)]
+        rows = weights.reshape((-1, self.num_weights)) if weights.ndim > 1 else None
+        # about the points of half a grid
+        points = max(self.total_degree, 2) ** 2 // 4
+        row_bytes = points * self.channels * x.array.dtype.itemsize
+        out = in_blocks(some_rows, (*operands, rows), row_bytes)
+        return IrrepsArray(self.irreps_out, out.reshape((*lead, -1)))
 
 
 def dense(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
