@@ -10,8 +10,8 @@ coefficients at v >= 0 are stored, F_{-u,-v} is the conjugate of F_uv. The way b
 
     z = integral over the sphere of Y X = sum_uv X_uv Z_uv,
 
-has closed coefficients Z, because that of exp(i n a) sin a from 0 to pi is (1 + (-1)^n) / (1 - n^2),
-and +- i pi / 2 at n = +-1.
+has closed coefficients Z, because the integral of exp(i n a) sin a over a from 0 to pi is
+(1 + (-1)^n) / (1 - n^2), and +- i pi / 2 at n = +-1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def series(l: int, bound: int) -> np.ndarray:
         else:  # sqrt(2) cos and sqrt(2) sin
             table[inner, m, l + m] = polar / np.sqrt(2)
             table[inner, m, l - m] = -1j * polar / np.sqrt(2)
-    return np.stack([table.real, table.imag])
+    return np.stack([np.real(table), np.imag(table)])
 
 
 @cache
@@ -57,7 +57,7 @@ def projection(l: int, polar_bound: int, azimuth_bound: int) -> np.ndarray:
         else:  # twice: the terms at -v are the conjugates of those at v
             table[:, m, l + m] = 2 * np.sqrt(2) * np.pi * moments
             table[:, m, l - m] = 2j * np.sqrt(2) * np.pi * moments
-    return np.stack([table.real, -table.imag])
+    return np.stack([np.real(table), -np.imag(table)])
 
 
 def _polar_series(l: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def convolve(x: jax.Array, y: jax.Array, azimuth_bound: int) -> jax.Array:
 
 
 def to_complex(field: jax.Array, bound: int) -> jax.Array:
-    """[2 (2 U + 1) (V + 1), n] as made by tables of `series`, to coefficients [2 U + 1, V + 1, n]."""
+    """[2 (2 U + 1) (V + 1), n], as made by `series`, -> coefficients [2 U + 1, V + 1, n]."""
     parts = field.reshape(2, 2 * bound + 1, bound + 1, -1)
     return jax.lax.complex(parts[0], parts[1])
 

@@ -39,8 +39,12 @@ class Gaunt(Factorised):
 
     def coefficient(self, left: Irrep, right: Irrep, out: Irrep) -> float:
         """The Gaunt coefficient; see above."""
-        if (left.l + right.l + out.l) % 2:
-            return 0.0
-        dims = left.dim * right.dim * out.dim
-        center = clebsch_gordan(left.l, right.l, out.l)[left.l, right.l, out.l]
-        return float(np.sqrt(dims / (4 * np.pi)) * center)
+        return gaunt_coefficient(left.l, right.l, out.l)
+
+
+def gaunt_coefficient(l1: int, l2: int, l3: int) -> float:
+    """Coefficient g of a path, zero if it is odd."""
+    if (l1 + l2 + l3) % 2:
+        return 0.0
+    dims = (2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1)
+    return float(np.sqrt(dims / (4 * np.pi)) * clebsch_gordan(l1, l2, l3)[l1, l2, l3])

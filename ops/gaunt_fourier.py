@@ -75,9 +75,7 @@ def by_series(
     return part(back, from_fields(back, z, left[0].shape[-1]), lead)
 
 
-def fourier(
-    product: Factorised, left: list[jax.Array], right: list[jax.Array]
-) -> list[jax.Array]:
+def fourier(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
     """The core by direct convolution: [..., 2 l + 1, C] of each block -> of each output."""
     return by_series(product, left, right, convolve)
 

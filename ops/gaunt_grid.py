@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from eqnet.ops.pointwise import Pointwise, Table, field_class, grouped
 from eqnet.ops.sphere import half_grid, harmonics
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @cache
-def tables(product: Factorised, latitudes: int | None = None, azimuths: int | None = None):
+def tables(
+    product: Factorised, latitudes: int | None = None, azimuths: int | None = None
+) -> Pointwise:
     """Values of the harmonics in use, and quadrature with them.
 
     Args:
@@ -28,7 +31,7 @@ def tables(product: Factorised, latitudes: int | None = None, azimuths: int | No
     right = {path.right for path in product.couplings}
     outputs = [out.irrep for out in product.outputs]
 
-    def values(irreps, used, weights=1.0):
+    def values(irreps, used, weights: np.ndarray | float = 1.0):
         return grouped(
             Table(n, field_class(ir, ir.l), 0, weights * harmonics(ir.l, points))
             for n, ir in enumerate(irreps)

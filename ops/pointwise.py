@@ -128,9 +128,7 @@ def part(groups: tuple[Group, ...], parts: Parts, lead: tuple[int, ...]) -> list
     blocks = {}
     for group in groups:
         values = parts[group.blocks]
-        for n, block in zip(
-            group.blocks, jax.lax.split(values, group.dims, axis=1), strict=True
-        ):
+        for n, block in zip(group.blocks, jax.lax.split(values, group.dims, axis=1), strict=True):
             blocks[n] = block.reshape((*lead, *block.shape[1:]))
     return [blocks[n] for n in sorted(blocks)]
 
@@ -153,7 +151,4 @@ def from_fields(groups: tuple[Group, ...], fields: Fields, channels: int) -> Par
         field = fields[g.key, g.component]
         values = jnp.dot(jnp.asarray(g.values.T, field.dtype), field, precision=HIGHEST)
         sums[g.blocks] = sums[g.blocks] + values if g.blocks in sums else values
-    return {
-        key: jnp.moveaxis(v.reshape(v.shape[0], -1, channels), 1, 0) for key, v in sums.items()
-    }
-
+    return {key: jnp.moveaxis(v.reshape(v.shape[0], -1, channels), 1, 0) for key, v in sums.items()}
