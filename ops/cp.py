@@ -171,15 +171,6 @@ class CP:
         return StackedTensor(left, right, out, self.group)
 
     @cached_property
-    def norms(self) -> np.ndarray:
-        """n_k of each component of the output, [d3]; see above."""
-        out = self.stacked.out
-        paths = [sum(k == n for _, _, k in self.stacked.couplings) for n in range(len(out))]
-        return np.concatenate(
-            [np.full(ir.dim, np.sqrt(ir.dim / n)) for ir, n in zip(out, paths, strict=True)]
-        )
-
-    @cached_property
     def fit(self) -> Fit:
         """The rank-one terms of T; made when needed, and kept in the user's cache folder."""
         if self.rank is not None:
@@ -190,12 +181,13 @@ class CP:
     def factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A [d1, R], B [d2, R] and n Q [d3, R], float64."""
         a, b, q = self.fit.factors
-        return a, b, self.norms[:, None] * q
+        return a, b, self.stacked.norms[:, None] * q
 
     @cached_property
     def table(self) -> np.ndarray:
         """The tensor n T of the product, [d1, d2, d3], float64."""
-        return self.norms * (self.stacked.values if self.exact else self.fit.factors.tensor())
+        tensor = self.stacked.values if self.exact else self.fit.factors.tensor()
+        return self.stacked.norms * tensor
 
     @cached_property
     def declaration(self) -> Declaration:

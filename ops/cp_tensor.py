@@ -53,6 +53,20 @@ class StackedTensor:
         """T, [d1, d2, d3] with d the sum of 2 l + 1, float64."""
         return self.from_weights({coupling: 1.0 for coupling in self.couplings})
 
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """sqrt(2 l + 1) / sqrt(number of couplings into the irrep) of each component of out, [d3].
+
+        Times T they give outputs of unit variance for inputs of unit variance.
+        """
+        counts = [sum(k == n for _, _, k in self.couplings) for n in range(len(self.out))]
+        return np.concatenate(
+            [
+                np.full(ir.dim, np.sqrt(ir.dim / max(count, 1)))
+                for ir, count in zip(self.out, counts, strict=True)
+            ]
+        )
+
     def from_weights(self, weights: dict[tuple[int, int, int], float]) -> np.ndarray:
         """The tensor with a weight on the unit-norm block of each coupling."""
         tensor = np.zeros([sum(ir.dim for ir in side) for side in self._sides])

@@ -2,16 +2,16 @@
 
 The irreps l = 0 .. 2q of one parity are exactly the operators on a spin q,
 
-    X[a, b] = sum_{l m} C(q, q, l)[a, b, m] x_l[m],    Z = X Y,
-    z_l[m] = sum_{a b} C(q, q, l)[a, b, m] Z[a, b]
+    X[a, b] = sum_{l m} S_l[a, b, m] x_l[m],    Z = X Y,    z_l[m] = sum_{a b} S_l[a, b, m] Z[a, b]
 
-with q = ceil(highest degree / 2) of the inputs and outputs. All paths appear, even ones through the
+with the orthonormal basis S_l = sqrt(2 l + 1) C(q, q, l), C of unit norm, and q = ceil(highest
+degree / 2) of the inputs and outputs. All paths appear, even ones through the
 anticommutator and odd ones through the commutator, each with one coefficient, a 6j symbol (the
 identity of three 3j symbols around a triangle):
 
-    Z = g C,    g = (-1)^l3 {l1 l2 l3; q q q}
+    Z = g C,    g = (-1)^l3 sqrt((2 l1 + 1)(2 l2 + 1)(2 l3 + 1)) {l1 l2 l3; q q q}
 
-with C of unit norm. It vanishes for a few triples: (3, 5, 5) at q = 3, (5, 6, 7) at q = 4. There is
+It vanishes for a few triples: (3, 5, 5) at q = 3, (5, 6, 7) at q = 4. There is
 one matrix for each parity: Z_+ = X_+ Y_+ + X_- Y_-, Z_- = X_+ Y_- + X_- Y_+.
 
 Unke & Maennel, e3x, arXiv:2401.07595 (FusedTensor); q = 1 is the product of TensorNet
@@ -29,6 +29,7 @@ from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
@@ -43,11 +44,16 @@ Graded = dict[int, jax.Array]
 Multiply = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def basis(spin: int, l: int) -> np.ndarray:
+    """S_l: orthonormal matrices of degree l, [2 q + 1, 2 q + 1, 2 l + 1], float64."""
+    return np.sqrt(2 * l + 1) * clebsch_gordan(spin, spin, l)
+
+
 def to_matrices(spin: int, irreps: tuple[Irrep, ...], blocks: list[jax.Array]) -> Graded:
     """Blocks [..., 2 l + 1, C] of the irreps -> their matrices by parity."""
     matrices: Graded = {}
     for ir, block in zip(irreps, blocks, strict=True):
-        table = jnp.asarray(clebsch_gordan(spin, spin, ir.l), block.dtype)
+        table = jnp.asarray(basis(spin, ir.l), block.dtype)
         part = jnp.einsum("...ic,abi->...abc", block, table, precision=HIGHEST)
         matrices[ir.p] = matrices[ir.p] + part if ir.p in matrices else part
     return matrices
@@ -55,7 +61,7 @@ def to_matrices(spin: int, irreps: tuple[Irrep, ...], blocks: list[jax.Array]) -
 
 def from_matrices(spin: int, ir: Irrep, matrices: Graded) -> jax.Array:
     """The part [..., 2 l + 1, C] of an irrep, the inverse of `to_matrices`."""
-    table = jnp.asarray(clebsch_gordan(spin, spin, ir.l), matrices[ir.p].dtype)
+    table = jnp.asarray(basis(spin, ir.l), matrices[ir.p].dtype)
     return jnp.einsum("...abc,abi->...ic", matrices[ir.p], table, precision=HIGHEST)
 
 
@@ -129,9 +135,9 @@ class Matrix(Factorised):
         return -(-max(degrees) // 2)
 
     def coefficient(self, left: Irrep, right: Irrep, out: Irrep) -> float:
-        """(-1)^l3 times a 6j symbol; see above."""
-        q = self.spin
-        return (-1) ** out.l * six_j(left.l, right.l, out.l, q, q, q)
+        """A 6j symbol with its factors; see above."""
+        scale = (-1) ** out.l * sqrt(left.dim * right.dim * out.dim)
+        return scale * six_j(left.l, right.l, out.l, self.spin, self.spin, self.spin)
 
 
 @cache
