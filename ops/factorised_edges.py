@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from eqnet.irreps import Irrep, IrrepsArray
-from eqnet.ops.product import Kernel, Product, Radial
+from eqnet.ops.product import Kernel, Radial
 from eqnet.so3 import HIGHEST
 
 if TYPE_CHECKING:
@@ -18,40 +18,36 @@ if TYPE_CHECKING:
 def messages(core: Core) -> Kernel:
     """The kernel that makes one message per edge by a core of the product, then their sum."""
 
-    def kernel(product: Product, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
-        factorised = cast("Factorised", product)
-        out = factorised.apply(core, x, y, radial.hidden @ radial.matrix)
+    def kernel(product: Factorised, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+        out = product.apply(core, x, y, radial.hidden @ radial.matrix)
         return IrrepsArray(out.irreps, out.array.sum(1))
 
     return kernel
 
 
-def rows(product: Product, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def rows(product: Factorised, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
     """One matrix product per path and row, inner index (neighbour, m1).
 
     Seen from an edge the product is Clebsch-Gordan with path weights g a b c. The harmonics have no
     channels: contracted with the table first they leave a small matrix per edge, and the sum over
     neighbours happens inside the product of that matrix with the weighted features.
     """
-    factorised = cast("Factorised", product)
-    a, b, c = factorised.split_weights(radial.hidden @ radial.matrix)
+    a, b, c = product.split_weights(radial.hidden @ radial.matrix)
     xs = [a[..., n, None, :] * block for n, block in enumerate(x.blocks)]
     ys = [block[..., 0] for block in y.blocks]
     num_rows = radial.hidden.shape[0]
     summed: dict[Irrep, jax.Array] = {}
-    for path in factorised.couplings:
-        ir = factorised.outputs[path.out].irrep
-        table = jnp.asarray(factorised.table(path), x.array.dtype)
+    for path in product.couplings:
+        ir = product.outputs[path.out].irrep
+        table = jnp.asarray(product.table(path), x.array.dtype)
         coupling = jnp.einsum("rkj,ijo->rkio", ys[path.right], table, precision=HIGHEST)
         weights = b[..., path.right, None, :] * c[..., path.out, None, :]
         weighted = xs[path.left] * weights
         term = jnp.einsum(
             "rqo,rqc->roc",
             coupling.reshape(num_rows, -1, ir.dim),
-            weighted.reshape(num_rows, -1, factorised.channels),
+            weighted.reshape(num_rows, -1, product.channels),
             precision=HIGHEST,
         )
         summed[ir] = summed[ir] + term if ir in summed else term
-    return IrrepsArray.from_blocks(
-        factorised.irreps_out, [summed[ir] for _, ir in factorised.irreps_out]
-    )
+    return IrrepsArray.from_blocks(product.irreps_out, [summed[ir] for _, ir in product.irreps_out])

@@ -26,14 +26,13 @@ from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
 from eqnet.ops.gaunt import gaunt_coefficient
-from eqnet.ops.pointwise import Pointwise, Table, field_class, grouped
+from eqnet.ops.pointwise import VALUES, Algebra, Pointwise, Table, field_class, grouped
 from eqnet.ops.product import Kernel
 from eqnet.ops.sphere import Grid, gradients, half_grid, harmonics
 from eqnet.so3 import clebsch_gordan
 
-# out, left, right, sign: the values are component 0; on the inputs, the gradient is 1 and 2
-PRODUCT = ((0, 0, 0, 1),)
-BRACKET = ((1, 1, 2, 1), (1, 2, 1, -1))
+# values are component 0; the gradients of the inputs are 1 and 2, their bracket is 1
+BRACKET: Algebra = ((1, 1, 2, 1), (1, 2, 1, -1))
 
 
 def grid(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
@@ -73,7 +72,7 @@ def tables(
     """Values and gradients at the points, those that the outputs need; arguments as for Gaunt."""
     points = half_grid(product.total_degree, latitudes, azimuths)
     kinds = {out.kind for out in product.outputs}
-    algebra = (PRODUCT if 0 in kinds else ()) + (BRACKET if 1 in kinds else ())
+    algebra = (VALUES if 0 in kinds else ()) + (BRACKET if 1 in kinds else ())
     components = {a for _, a, _, _ in algebra}
     left = {path.left for path in product.couplings}
     right = {path.right for path in product.couplings}

@@ -72,7 +72,8 @@ def by_series(
             if key in wanted:
                 term = multiply(to_complex(f, first), to_complex(g, second), kept)
                 z[key, 0] = z[key, 0] + to_real(term) if (key, 0) in z else to_real(term)
-    return part(back, from_fields(back, z, left[0].shape[-1]), lead)
+    blocks = part(back, from_fields(back, z, left[0].shape[-1]), lead)
+    return [blocks[n] for n in sorted(blocks)]
 
 
 def fourier(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:

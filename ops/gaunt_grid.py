@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from eqnet.ops.pointwise import Pointwise, Table, field_class, grouped
+from eqnet.ops.pointwise import VALUES, Pointwise, Table, field_class, grouped
 from eqnet.ops.sphere import half_grid, harmonics
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def tables(
         values(product.left, left),
         values(product.right, right),
         values(outputs, range(len(outputs)), points.weights[:, None]),
-        ((0, 0, 0, 1),),
+        VALUES,
     )
 
 

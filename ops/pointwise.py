@@ -21,6 +21,10 @@ Class = tuple[int, int]
 Fields = dict[tuple[Class, int], jax.Array]  # [P, n], by class and component
 Parts = dict[tuple[int, ...], jax.Array]  # [rows, d, C], by the blocks that stand side by side
 
+# (out, left and right component, sign) of each term of a product at a point
+Algebra = tuple[tuple[int, int, int, int], ...]
+VALUES: Algebra = ((0, 0, 0, 1),)
+
 
 class Table(NamedTuple):
     """How a block becomes one component of a field, or is made from one.
@@ -55,34 +59,35 @@ class Pointwise(NamedTuple):
         left: tables of x.
         right: tables of y.
         out: tables of the outputs.
-        algebra: (out, left and right component, sign) of each term of the product at a point.
+        algebra: of the product.
     """
 
     left: tuple[Group, ...]
     right: tuple[Group, ...]
     out: tuple[Group, ...]
-    algebra: tuple[tuple[int, int, int, int], ...]
+    algebra: Algebra
 
     def __call__(self, left: Sequence[jax.Array], right: Sequence[jax.Array]) -> list[jax.Array]:
         """Blocks [..., 2 l + 1, C] of x and y -> blocks [..., 2 l + 1, C] of the outputs."""
         lead = jnp.broadcast_shapes(left[0].shape[:-2], right[0].shape[:-2])
         x = to_fields(self.left, join(self.left, left, lead))
         y = to_fields(self.right, join(self.right, right, lead))
-        z = from_fields(self.out, self.multiply(x, y), left[0].shape[-1])
-        return part(self.out, z, lead)
+        z = multiply(x, y, self.algebra, {(group.key, group.component) for group in self.out})
+        blocks = part(self.out, from_fields(self.out, z, left[0].shape[-1]), lead)
+        return [blocks[n] for n in sorted(blocks)]
 
-    def multiply(self, x: Fields, y: Fields) -> Fields:
-        """Products of fields."""
-        wanted = {(group.key, group.component) for group in self.out}
-        z: Fields = {}
-        for o, a, b, sign in self.algebra:
-            for left in {key for key, component in x if component == a}:
-                for right in {key for key, component in y if component == b}:
-                    into = times(left, right), o
-                    if into in wanted:
-                        term = sign * (x[left, a] * y[right, b])
-                        z[into] = z[into] + term if into in z else term
-        return z
+
+def multiply(x: Fields, y: Fields, algebra: Algebra, wanted: set[tuple[Class, int]]) -> Fields:
+    """Those products of fields that are wanted."""
+    z: Fields = {}
+    for o, a, b, sign in algebra:
+        for left in [key for key, component in x if component == a]:
+            for right in [key for key, component in y if component == b]:
+                into = times(left, right), o
+                if into in wanted:
+                    term = sign * (x[left, a] * y[right, b])
+                    z[into] = z[into] + term if into in z else term
+    return z
 
 
 def times(left: Class, right: Class) -> Class:
@@ -123,14 +128,15 @@ def join(groups: tuple[Group, ...], blocks: Sequence[jax.Array], lead: tuple[int
     return parts
 
 
-def part(groups: tuple[Group, ...], parts: Parts, lead: tuple[int, ...]) -> list[jax.Array]:
-    """Inverse of `join`: the blocks, in order."""
+def part(groups: tuple[Group, ...], parts: Parts, lead: tuple[int, ...]) -> dict[int, jax.Array]:
+    """Inverse of `join`: the blocks by their indices."""
     blocks = {}
     for group in groups:
-        values = parts[group.blocks]
-        for n, block in zip(group.blocks, jax.lax.split(values, group.dims, axis=1), strict=True):
-            blocks[n] = block.reshape((*lead, *block.shape[1:]))
-    return [blocks[n] for n in sorted(blocks)]
+        if group.blocks in parts:
+            pieces = jax.lax.split(parts[group.blocks], group.dims, axis=1)
+            for n, piece in zip(group.blocks, pieces, strict=True):
+                blocks[n] = piece.reshape((*lead, *piece.shape[1:]))
+    return blocks
 
 
 def to_fields(groups: tuple[Group, ...], parts: Parts) -> Fields:
@@ -145,10 +151,11 @@ def to_fields(groups: tuple[Group, ...], parts: Parts) -> Fields:
 
 
 def from_fields(groups: tuple[Group, ...], fields: Fields, channels: int) -> Parts:
-    """Parts from fields; the components of a block are added up."""
+    """Parts from those fields that there are; the components of a block are added up."""
     sums: Parts = {}
     for g in groups:
-        field = fields[g.key, g.component]
-        values = jnp.dot(jnp.asarray(g.values.T, field.dtype), field, precision=HIGHEST)
-        sums[g.blocks] = sums[g.blocks] + values if g.blocks in sums else values
+        if (g.key, g.component) in fields:
+            field = fields[g.key, g.component]
+            values = jnp.dot(jnp.asarray(g.values.T, field.dtype), field, precision=HIGHEST)
+            sums[g.blocks] = sums[g.blocks] + values if g.blocks in sums else values
     return {key: jnp.moveaxis(v.reshape(v.shape[0], -1, channels), 1, 0) for key, v in sums.items()}

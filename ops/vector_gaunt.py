@@ -30,13 +30,12 @@ from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
 from eqnet.ops.gaunt import gaunt_coefficient
-from eqnet.ops.pointwise import Pointwise, Table, field_class, grouped
+from eqnet.ops.pointwise import Algebra, Pointwise, Table, field_class, grouped
 from eqnet.ops.product import Kernel
 from eqnet.ops.sphere import Grid, half_grid, harmonics
 from eqnet.so3 import clebsch_gordan
 
-# (a x b)_o: o, a, b, sign
-CROSS = tuple((o, (o + 1) % 3, (o + 2) % 3, 1) for o in range(3)) + tuple(
+CROSS: Algebra = tuple((o, (o + 1) % 3, (o + 2) % 3, 1) for o in range(3)) + tuple(
     (o, (o + 2) % 3, (o + 1) % 3, -1) for o in range(3)
 )
 
