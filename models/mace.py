@@ -18,7 +18,7 @@ from flax import nnx
 from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps
 from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
-from eqnet.ops import choose_methods, edge_product, node_power
+from eqnet.ops import choose_methods, edge_product, node_power, refuse_idle_bracket
 from eqnet.ops.convolution import Convolution
 from eqnet.ops.product import NodePower
 from eqnet.ops.radial import RadialNetwork
@@ -95,6 +95,7 @@ class Interaction(nnx.Module):
             irreps_in,
             spherical_irreps(config.max_ell),
             irreps_out,
+            needed=irreps_out,
             rank=config.rank,
         )
         self.convolve = convolve
@@ -198,6 +199,7 @@ class MACE(nnx.Module):
                 Readout(num_scalars, config.MLP_channels if nonlinear else None, rngs=rngs)
             )
             irreps_in = irreps_out
+        refuse_idle_bracket([interaction.product for interaction in interactions])
         self.interactions = nnx.List(interactions)
         self.products = nnx.List(products)
         self.readouts = nnx.List(readouts)

@@ -30,7 +30,7 @@ from eqnet.layers import (
     select,
     silu,
 )
-from eqnet.ops import choose_convolution, edge_product
+from eqnet.ops import choose_convolution, edge_product, refuse_idle_bracket
 from eqnet.ops.radial import RadialNetwork
 
 
@@ -111,6 +111,7 @@ class Interaction(nnx.Module):
             irreps_in,
             spherical_irreps(config.max_ell),
             irreps_target + "1x0e",
+            needed=Irreps("0e"),
             rank=config.rank,
         )
         self.convolve = choose_convolution(config.product, method)
@@ -177,6 +178,7 @@ class NequIP(nnx.Module):
             target = scalars if n == config.num_interactions - 1 else hidden
             layers.append(Interaction(config, irreps, target, rngs=rngs, method=method))
             irreps = layers[-1].irreps_out
+        refuse_idle_bracket([layer.product for layer in layers])
         self.layers = nnx.List(layers)
         # Two linear maps without a nonlinearity between them, as published.
         widths = (scalars.dim, config.MLP_channels, 1)

@@ -1,16 +1,39 @@
 """Tensor products: what they compute (a product) and how (a method of it)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from eqnet.irreps import Irreps
+from eqnet.ops.cartesian import Cartesian
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.convolution import Convolution
+from eqnet.ops.cp import CP
+from eqnet.ops.cp_power import CPPower
+from eqnet.ops.gaunt import Gaunt
+from eqnet.ops.gaunt_bracket import GauntBracket
+from eqnet.ops.gaunt_power import GauntPower
+from eqnet.ops.matrix import Matrix
+from eqnet.ops.matrix_power import MatrixPower
 from eqnet.ops.power import Power
 from eqnet.ops.product import Kernel, NodePower, Product, dense
+from eqnet.ops.vector_gaunt import VectorGaunt
 
 # The names of the command line: bilinear products, and the powers of one feature that some have.
-PRODUCTS: dict[str, type[Product]] = {"clebsch_gordan": ClebschGordan}
-POWERS: dict[str, type[NodePower]] = {"clebsch_gordan": Power}
+PRODUCTS: dict[str, type[Product]] = {
+    "clebsch_gordan": ClebschGordan,
+    "gaunt": Gaunt,
+    "gaunt_bracket": GauntBracket,
+    "vector_gaunt": VectorGaunt,
+    "cp": CP,
+    "matrix": Matrix,
+    "cartesian": Cartesian,
+}
+POWERS: dict[str, type[NodePower]] = {
+    "clebsch_gordan": Power,
+    "gaunt": GauntPower,
+    "cp": CPPower,
+    "matrix": MatrixPower,
+}
 
 
 def find(name: str, table: dict[str, Any], what: str) -> Any:
@@ -25,9 +48,23 @@ def find(name: str, table: dict[str, Any], what: str) -> Any:
 
 
 def edge_product(
-    name: str, irreps_left: Irreps, irreps_right: Irreps, irreps_target: Irreps, rank: int = 0
+    name: str,
+    irreps_left: Irreps,
+    irreps_right: Irreps,
+    irreps_target: Irreps,
+    *,
+    needed: Irreps,
+    rank: int = 0,
 ) -> Product:
-    """The product of this name for a convolution; a rank is for 'cp' only.
+    """The product of this name for a convolution.
+
+    Args:
+        name: a key of `PRODUCTS`.
+        irreps_left: irreps of the features.
+        irreps_right: irreps of the harmonics.
+        irreps_target: outputs to keep where they are reached.
+        needed: outputs without which the model cannot do.
+        rank: of the product 'cp'; 0 for an exact one.
 
     Raises:
         ValueError: no product of this name, or it cannot connect these irreps.
@@ -36,7 +73,30 @@ def edge_product(
     if rank and name != "cp":
         raise ValueError(f"rank {rank} has no effect on {name}: leave it out or choose product cp")
     options = {"rank": rank} if rank else {}
-    return product(irreps_left, irreps_right, irreps_target, **options)
+    made = product(irreps_left, irreps_right, irreps_target, **options)
+    reached = {ir for _, ir in made.irreps_out}
+    missing = [str(ir) for _, ir in needed if ir not in reached]
+    if missing:
+        raise ValueError(
+            f"{name} does not take {irreps_left} to {', '.join(missing)}, which this model needs; "
+            "clebsch_gordan has every path there is"
+        )
+    return made
+
+
+def refuse_idle_bracket(products: Sequence[Product]) -> None:
+    """A model that never uses an odd path has no use for the bracket.
+
+    Raises:
+        ValueError: all products are 'gaunt_bracket' and none has an odd path.
+    """
+    names = {product.declaration.name for product in products}
+    triples = [triple for product in products for triple in product.declaration.couplings]
+    if names == {"gaunt_bracket"} and not any(sum(ir.l for ir in t) % 2 for t in triples):
+        raise ValueError(
+            "gaunt_bracket adds odd paths, and the features of this model reach none, so that it "
+            "would be gaunt: choose product gaunt, or nequip with features of both parities"
+        )
 
 
 def power_class(product: str, node_product: str = "") -> type[NodePower]:
