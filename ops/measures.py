@@ -188,7 +188,7 @@ def symmetry_error(
         rows: number of random inputs.
     """
     rng = np.random.default_rng(seed)
-    rotation = -np.eye(3) if inversion else _random_rotation(rng)
+    rotation = -np.eye(3) if inversion else random_rotation(rng)
     x = IrrepsArray(left, jnp.asarray(rng.normal(size=(rows, left.dim))))
     if on_harmonics:
         unit = directions(rows, seed + 1)
@@ -216,7 +216,7 @@ def turned(x: IrrepsArray, rotation: np.ndarray) -> IrrepsArray:
     return IrrepsArray.from_blocks(x.irreps, parts)
 
 
-def _random_rotation(rng: np.random.Generator) -> np.ndarray:
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q * np.linalg.det(q)

@@ -23,6 +23,7 @@ COMMANDS = {
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",
     "info": "what is in a model file",
+    "bench": "what tensor products and models cost on this machine",
 }
 
 

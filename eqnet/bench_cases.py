@@ -1,0 +1,140 @@
+"""The models of a benchmark: methods of a model file, products x methods of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from eqnet import model_file
+from eqnet.bench_model import Case
+from eqnet.data.frame import Frame
+from eqnet.data.items import make_items
+from eqnet.data.neighbors import average_num_neighbors
+from eqnet.errors import InputError
+from eqnet.model_choice import config_class_of, default_of, make_config, model_options
+from eqnet.models import MODELS
+from eqnet.ops import POWERS, PRODUCTS, kernels, power_class
+from eqnet.options import ModelOptions, TrainOptions
+from eqnet.potential import Potential
+
+
+def of_file(path: str, methods: str, dtype: str) -> list[Case]:
+    """A model file by several methods, comma by comma, or 'all'.
+
+    Raises:
+        InputError: the file cannot be read, or its model has no such method.
+    """
+    config = model_file.read_info(path)["config"]
+    product, node_product = config["product"], config.get("node_product")
+
+    def case(method: str) -> Case:
+        return Case(
+            product,
+            node_product or "",
+            method,
+            lambda: model_file.load(path, dtype=dtype, method=method, verify=False),
+        )
+
+    return [case(method) for method in _methods(product, node_product, methods)]
+
+
+def of_configuration(
+    options: ModelOptions,
+    products: str | None,
+    methods: str,
+    dtype: str,
+    frames: Sequence[Frame],
+) -> list[Case]:
+    """Models with random weights for the elements of some structures.
+
+    Args:
+        options: of the model.
+        products: names, comma by comma, 'all', or None for that of the options.
+        methods: names, comma by comma, or 'all'; a product is computed by those that it has.
+        dtype: precision of the weights.
+        frames: structures that the model must suit.
+
+    Raises:
+        InputError: the options do not go together, or a name is not known.
+    """
+    config_class = config_class_of(options.model)
+    given = model_options(TrainOptions(model=options))
+    given["elements"] = tuple(sorted({int(z) for frame in frames for z in frame.numbers}))
+    cutoff = given.get("r_max", default_of(config_class, "r_max"))
+    items = make_items(frames[:20], given["elements"], cutoff)
+    given["avg_num_neighbors"] = average_num_neighbors([item.neighbors for item in items])
+    if not given["avg_num_neighbors"]:
+        raise InputError(f"no atom has a neighbour within r_max = {cutoff} A: raise --r_max")
+    names = [given.get("product", default_of(config_class, "product"))]
+    if products is not None:
+        names = list(PRODUCTS) if products == "all" else _split(products, "products")
+    cases = []
+    for product in names:
+        if product not in PRODUCTS:
+            raise InputError(f"there is no product {product!r}; there is {', '.join(PRODUCTS)}")
+        powers = given.get("node_product", "") if "node_product" in _fields(config_class) else None
+        values = given | {"product": product}
+        for method in _methods(product, powers, methods):
+            make = _maker(options, config_class, values, method, dtype)
+            cases.append(Case(product, _powers(product, powers), method, make))
+    missing = set(_split(methods, "methods")) - {case.method for case in cases} - {"all"}
+    if missing:
+        known = ", ".join(dict.fromkeys(m for p in names for m in _methods(p, "", "all")))
+        raise InputError(f"no product here has a method {min(missing)!r}; there is {known}")
+    return cases
+
+
+def _maker(
+    options: ModelOptions, config_class: type, values: dict[str, Any], method: str, dtype: str
+) -> Callable[[], Potential]:
+    config = make_config(config_class, values)
+    model_class = MODELS[options.model][1]
+
+    def make() -> Potential:
+        model = nnx.jit(lambda: model_class(config, rngs=nnx.Rngs(0), method=method))()
+        number = len(config.elements)
+        potential = Potential(
+            model,
+            elements=config.elements,
+            cutoff=config.r_max,
+            atomic_energies=[0.0] * number,
+            scale=[1.0] * number,
+            shift=[0.0] * number,
+            pair_repulsion=options.pair_repulsion,
+        )
+        graphdef, weights = nnx.split(potential)
+        return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(np.dtype(dtype)), weights))
+
+    return make
+
+
+def _methods(product: str, node_product: str | None, wanted: str) -> list[str]:
+    """Those of the wanted methods that a model has; node_product is None if it has no powers."""
+    edge = kernels(product)
+    node = () if node_product is None else power_class(product, node_product).methods
+    known = ["auto", *dict.fromkeys([*edge, *node])]
+    if wanted == "all":
+        return known[1:]
+    return [method for method in _split(wanted, "methods") if method in known]
+
+
+def _powers(product: str, node_product: str | None) -> str:
+    """Name of the product of the powers."""
+    if node_product is None:
+        return ""
+    return node_product or (product if product in POWERS else "clebsch_gordan")
+
+
+def _fields(config_class: type) -> set[str]:
+    return set(getattr(config_class, "__dataclass_fields__", {}))
+
+
+def _split(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--{option} names nothing: leave it out")
+    return list(dict.fromkeys(names))

@@ -1,0 +1,208 @@
+"""Benchmark of models: energy and forces of one structure, and steps of training."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+from flax import nnx
+
+from eqnet import operations
+from eqnet.bench_machine import Machine, cores
+from eqnet.data.batches import make_item, pack, pack_targets, shape_of
+from eqnet.data.frame import Frame
+from eqnet.ops.timing import Clock, Timing, take_turns
+from eqnet.options import TrainOptions, resolve_choices
+from eqnet.potential import Potential
+from eqnet.training import Problem, Program, first_state, stage_state, train_step
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to measure: how tables call it, and how it is made."""
+
+    product: str
+    node_product: str
+    method: str
+    make: Callable[[], Potential]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every case does.
+
+    Attributes:
+        frame: whose energy and forces are computed.
+        batch: structures of a step of training; none to leave it out.
+        dtype: 'float32' or 'float64'.
+        seconds: of calls, for each case and kind of call.
+    """
+
+    frame: Frame
+    batch: Sequence[Frame]
+    dtype: str
+    seconds: float
+
+
+class Inference:
+    """Energy and forces of one structure, compiled; the clock runs from before the model exists."""
+
+    def __init__(self, case: Case, work: Work):
+        compilations = counted_compilations()
+        before, start = len(compilations), Clock.now()
+        self.potential = case.make()
+        item = make_item(work.frame, self.potential.elements, self.potential.cutoff)
+        self.atoms, self.edges = item.num_atoms, item.num_edges
+        self.graph = jax.device_put(pack([item], dtype=np.dtype(work.dtype)))
+        graphdef, self.weights = nnx.split(self.potential)
+
+        def predict(weights: Any, graph: Any) -> Any:
+            return nnx.merge(graphdef, weights).predict(graph)
+
+        compiling = Clock.now()
+        self.compiled: Any = jax.jit(predict).lower(self.weights, self.graph).compile()
+        self.compile_cpu = compiling.until_now().cpu
+        jax.block_until_ready(self())
+        self.first_force_cpu = start.until_now().cpu
+        self.compilations = len(compilations) - before
+        self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes
+        self.operations = operations.count(predict, self.weights, self.graph)
+
+    def __call__(self) -> Any:
+        """Energy and forces on the device."""
+        return self.compiled(self.weights, self.graph)
+
+
+class Training:
+    """Steps of training on one batch; what has no label is fitted to zero."""
+
+    def __init__(self, potential: Potential, work: Work):
+        options = resolve_choices(TrainOptions())
+        problem = Problem(potential, options.loss, options.optimizer, steps_per_epoch=1)
+        items = [
+            make_item(_labelled(frame), potential.elements, potential.cutoff)
+            for frame in work.batch
+        ]
+        shape, dtype = shape_of(items), np.dtype(work.dtype)
+        self.graph = jax.device_put(pack(items, shape, dtype))
+        targets = pack_targets(items, shape, potential.reference_energy, dtype)
+        self.targets = jax.device_put(targets)
+        stage = stage_state(options.optimizer.lr, 0, 1000, (5.0, 10.0, 0.0), dtype)
+        self.state = first_state(problem, stage, seed=0)
+        self.step = Program(train_step(problem), donate=True)
+        compiling = Clock.now()
+        self()
+        self.compile_cpu = compiling.until_now().cpu
+
+    def __call__(self) -> Any:
+        """One step."""
+        self.state = self.step(self.state, self.graph, self.targets)
+        return self.state.loss_sum
+
+
+def _labelled(frame: Frame) -> Frame:
+    forces = np.zeros((len(frame), 3)) if frame.forces is None else frame.forces
+    return replace(frame, energy=frame.energy or 0.0, forces=forces, stress=None)
+
+
+@cache
+def counted_compilations() -> list[float]:
+    """A list that grows with every program that XLA compiles in this process."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
+
+
+def run(
+    cases: Sequence[Case], work: Work, machine: Machine, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure all cases in turn; one row of plain values for each.
+
+    Args:
+        cases: models to measure.
+        work: what they do.
+        machine: its limits.
+        tell: takes a line of text for each case that cannot be made.
+    """
+    with jax.enable_x64(work.dtype == "float64"):
+        inference: dict[str, Inference] = {}
+        training: dict[str, Training] = {}
+        kept: dict[str, Case] = {}
+        for case in cases:
+            name = f"{case.product} {case.node_product} {case.method}"
+            try:
+                inference[name] = Inference(case, work)
+                if work.batch:
+                    training[name] = Training(inference[name].potential, work)
+            except ValueError as reason:
+                inference.pop(name, None)
+                tell(f"{case.product}, method {case.method}: {reason}")
+                continue
+            kept[name] = case
+        forces = take_turns(inference, work.seconds)
+        steps = take_turns(training, work.seconds)
+    return [
+        _row(case, work, inference[name], forces[name], machine)
+        | _training_row(work, training.get(name), steps.get(name))
+        for name, case in kept.items()
+    ]
+
+
+def _row(
+    case: Case, work: Work, program: Inference, timing: Timing, machine: Machine
+) -> dict[str, Any]:
+    best = timing.best("cpu" if jax.default_backend() == "cpu" else "device")
+    return {
+        "product": case.product,
+        "node_product": case.node_product,
+        "method": case.method,
+        "dtype": work.dtype,
+        "threads": cores(),
+        "structure": work.frame.name,
+        "atoms": program.atoms,
+        "edges": program.edges,
+        "parameters": sum(int(x.size) for x in jax.tree.leaves(program.weights)),
+        "cpu_ms_min": 1e3 * timing.cpu,
+        "cpu_ms_median": 1e3 * timing.cpu_median,
+        "wall_ms_min": 1e3 * timing.wall,
+        "wall_ms_median": 1e3 * timing.wall_median,
+        "first_force_cpu_s": program.first_force_cpu,
+        "compile_cpu_s": program.compile_cpu,
+        "compilations": program.compilations,
+        "temporary_mb": program.temporary_bytes / 1e6,
+        "peak_rss_mb": peak_rss() / 1e6,  # of the process, of all cases up to its end
+        "operations": program.operations,
+        "matmul_peak_fraction": program.operations / best / machine.matmul,
+    }
+
+
+def _training_row(work: Work, training: Training | None, timing: Timing | None) -> dict[str, Any]:
+    if training is None or timing is None:
+        return {}
+    size = len(work.batch)
+    return {
+        "train_batch_size": size,
+        "train_cpu_ms_min": 1e3 * timing.cpu,
+        "train_wall_ms_min": 1e3 * timing.wall,
+        "train_structures_per_s": size / timing.wall,
+        "train_structures_per_cpu_s": size / timing.cpu,
+        "train_compile_cpu_s": training.compile_cpu,
+    }
+
+
+def peak_rss() -> int:
+    """Most memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
