@@ -90,18 +90,19 @@ def convolve(x: jax.Array, y: jax.Array, azimuth_bound: int) -> jax.Array:
     """
     x, y = _both_signs(x), _both_signs(y)
     left, right = x.shape[1] // 2, y.shape[1] // 2
-    # shifted[v1, u2, v] = y[u2, v - v1]
-    wide = max(left + azimuth_bound - right, 0)
-    y = jnp.pad(y, ((0, 0), (left, wide), (0, 0)))
-    start = left + right
-    shifted = jnp.stack(
-        [y[:, start - v1 : start - v1 + azimuth_bound + 1] for v1 in range(-left, left + 1)]
-    )
-    terms = [
-        jnp.pad((row[:, None, None] * shifted).sum(0), ((u, len(x) - 1 - u), (0, 0), (0, 0)))
-        for u, row in enumerate(x)
-    ]
-    return sum(terms[1:], terms[0])
+    y = jnp.pad(y, ((0, 0), (left, max(left + azimuth_bound - right, 0)), (0, 0)))
+
+    def add(out: jax.Array, term: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        u, start, value = term
+        shifted = value * jax.lax.dynamic_slice_in_dim(y, start, azimuth_bound + 1, axis=1)
+        sum_here = jax.lax.dynamic_slice_in_dim(out, u, len(y)) + shifted
+        return jax.lax.dynamic_update_slice_in_dim(out, sum_here, u, 0), None
+
+    # a loop over the terms of x: unrolled, the compiler repeats one product inside the next
+    rows = jnp.repeat(jnp.arange(x.shape[0]), x.shape[1])
+    starts = jnp.tile(left + right - jnp.arange(-left, left + 1), x.shape[0])
+    out = jnp.zeros((x.shape[0] + y.shape[0] - 1, azimuth_bound + 1, x.shape[2]), x.dtype)
+    return jax.lax.scan(add, out, (rows, starts, x.reshape(-1, x.shape[2])))[0]
 
 
 def to_complex(field: jax.Array, bound: int) -> jax.Array:

@@ -22,7 +22,6 @@ from math import comb, factorial, prod
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
@@ -170,8 +169,8 @@ def variance(inputs: tuple[int, ...], order: int, out: int) -> float:
     """Variance of a component of Int Y_L f_1 ... f_nu for unit-variance Gaussian x and weights a.
 
     Weights of different factors and degrees are independent, so that choices of one degree for each
-    factor add up. For one choice the field x_l . Y_l is Gaussian with covariance
-    s P_l(u), s = (2 l + 1) / 4 pi, at points of cosine u, and n equal factors have by Wick's theorem
+    factor add up. For one choice the field x_l . Y_l is Gaussian with covariance s P_l(u),
+    s = (2 l + 1) / 4 pi, at points of cosine u, and n equal factors have by Wick's theorem
 
         E[f(r)^n f(r')^n] = s^n sum_k k! binomial(n, k)^2 ((n - k - 1)!!)^2 P_l(u)^k,   n - k even,
 
@@ -193,11 +192,8 @@ def _legendre_polynomial(l: int, u: np.ndarray) -> np.ndarray:
 
 def _moment(l: int, n: int, u: np.ndarray) -> np.ndarray:
     """E[f(r)^n f(r')^n] for cosines u, see `variance`."""
-    terms = [
-        factorial(k)
-        * comb(n, k) ** 2
-        * prod(range(n - k - 1, 0, -2)) ** 2
-        * _legendre_polynomial(l, u) ** k
-        for k in range(n % 2, n + 1, 2)
-    ]
-    return ((2 * l + 1) / (4 * np.pi)) ** n * sum(terms)
+    total = np.zeros_like(u)
+    for k in range(n % 2, n + 1, 2):
+        pairings = factorial(k) * comb(n, k) ** 2 * prod(range(n - k - 1, 0, -2)) ** 2
+        total += pairings * _legendre_polynomial(l, u) ** k
+    return ((2 * l + 1) / (4 * np.pi)) ** n * total

@@ -1,9 +1,9 @@
 """Products of several signals on the sphere, f_1 f_2, f_1 f_2 f_3, ..., projected on harmonics.
 
-A signal is f = sum_l x_l . Y_l with orthonormal harmonics and irreps of natural parity (0e, 1o, ...);
-a projection is the integral of Y_L times a product. The functions take the degrees of the blocks of
-the signals, those of the projections, and for each signal its blocks [N, 2 l + 1, C]. They give for
-each product, of two factors and more, its projections [N, 2 L + 1, C] by index.
+A signal is f = sum_l x_l . Y_l with orthonormal harmonics and irreps of natural parity (0e, 1o,
+...); a projection is the integral of Y_L times a product. The functions take the degrees of the
+blocks of the signals, those of the projections, and for each signal its blocks [N, 2 l + 1, C].
+They give for each product, of two factors and more, its projections [N, 2 L + 1, C] by index.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irrep, Irreps, spherical_irreps
@@ -127,7 +128,7 @@ def by_convolution(inputs: Degrees, outputs: Degrees, signals: list[Signal]) -> 
         # what later factors can still bring back to the frequencies that are kept
         reach = kept + bound * (len(others) - 1 - n)
         value = convolve(value, other, min(reach, bound * (n + 2)))
-        seen = jax.numpy.pad(value, ((0, 0), (0, max(kept + 1 - value.shape[1], 0)), (0, 0)))
+        seen = jnp.pad(value, ((0, 0), (0, max(kept + 1 - value.shape[1], 0)), (0, 0)))
         projections.append(_project(back[n], seen[:, : kept + 1], signals[0][0]))
     return projections
 
