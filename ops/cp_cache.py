@@ -119,8 +119,9 @@ def _search(stacked: StackedTensor, tolerance: float) -> Factors:
         found = attempt(known, 16)
         if found:
             return found
-    high = known or min(ceil(tensor.size / (sum(shape) - 2)), trivial)
-    low, best = 0, attempt(high, 8)
+    low = _impossible_rank(tensor, tolerance)
+    high = known or min(max(ceil(tensor.size / (sum(shape) - 2)), low + 1), trivial)
+    best = attempt(high, 8)
     while best is None:
         low, high = high, min(ceil(1.1 * high) + 1, trivial)
         best = trivial_factors(stacked) if high == trivial else attempt(high, 8)
@@ -132,6 +133,21 @@ def _search(stacked: StackedTensor, tolerance: float) -> Factors:
         else:
             best, high = found, middle
     return best
+
+
+def _impossible_rank(tensor: np.ndarray, tolerance: float) -> int:
+    """The largest rank that cannot have this error, because matrices of that rank cannot.
+
+    Unfolded to a matrix, R terms are a matrix of rank R, which misses at least the singular values
+    beyond the first R.
+    """
+    low = 0
+    for n in range(3):
+        unfolded = np.moveaxis(tensor, n, 0).reshape(tensor.shape[n], -1)
+        squares = np.linalg.svd(unfolded, compute_uv=False) ** 2
+        missed = np.sqrt(np.cumsum(squares[::-1])[::-1] / squares.sum())
+        low = max(low, int((missed > max(tolerance, EXACT)).sum()) - 1)
+    return low
 
 
 def _kept(stacked: StackedTensor, what: str, make: Callable[[], Factors]) -> Fit:
@@ -184,7 +200,8 @@ def _write(path: Path, found: Fit) -> None:
 
 def _read(path: Path, stacked: StackedTensor) -> Fit | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it cannot read, if it has opened it itself
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*Factors._fields, "errors")}
             sound = np.array_equal(file["sha256"], _digest(arrays))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

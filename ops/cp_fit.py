@@ -21,7 +21,7 @@ RIDGE = (1.0, 1e-10)
 STEPS = 400
 CG_STEPS = 100
 # Rank-one terms whose norms sum to more than this many |T| cancel each other: the fit has no limit.
-DEGENERATE = 60.0
+DEGENERATE = 80.0
 
 _OTHERS = ((1, 2), (0, 2), (0, 1))
 Triple = list[np.ndarray]
@@ -71,11 +71,13 @@ def fit(tensor: np.ndarray, rank: int, target: float = EXACT, starts: int = STAR
         found.append((factors.error(tensor), factors))
         if found[-1][0] <= target:
             return factors
-    least, best = min(found, key=lambda entry: entry[0])
-    for error, factors in sorted(found, key=lambda entry: entry[0]):
-        if error <= 1.1 * least and factors.cancellation(tensor) <= DEGENERATE:
-            return factors
-    return best
+    least = min(error for error, _ in found)
+    healthy = [entry for entry in found if entry[1].cancellation(tensor) <= DEGENERATE]
+    close = any(error <= 1.1 * least for error, _ in healthy)
+    candidates = healthy if close else found
+    best = min(error for error, _ in candidates)
+    # rotated fits are equally good: the first start decides, not the last digit
+    return next(factors for error, factors in candidates if error <= 1.001 * best)
 
 
 def attempts(tensor: np.ndarray, rank: int, starts: int) -> Iterator[Factors]:
