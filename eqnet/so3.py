@@ -64,10 +64,25 @@ def spherical_harmonics(l_max: int, unit: jax.Array) -> list[jax.Array]:
     return [jnp.stack(r, axis=-1) for r in rows[: l_max + 1]]
 
 
+@cache
+def generators(l: int) -> np.ndarray:
+    """Derivatives of D^l at the identity, [2 l + 1, 3, 2 l + 1]: rotations about x, y, z."""
+    if l == 0:
+        return np.zeros((1, 3, 1))
+    if l == 1:
+        # the change of e_j turned about e_a is e_a x e_j
+        return np.cross(np.eye(3)[:, None], np.eye(3)).transpose(2, 0, 1)
+    c, first, lower = clebsch_gordan(1, l - 1, l), generators(1), generators(l - 1)
+    table = np.einsum("aup,abk,pbq->kuq", first, c, c) + np.einsum("bup,abk,apq->kuq", lower, c, c)
+    return (2 * l + 1) * table
+
+
 def wigner_d(l_max: int, rotation: jax.Array) -> list[jax.Array]:
     """Wigner D matrices of rotations by recursion in l: no angles, polynomial in the matrix.
 
-    D^l = (2 l + 1) sum C_{abc} C_{a'b'c'} D^1_{aa'} D^{l-1}_{bb'} with C = C(1, l-1, l).
+    D^l = (2 l + 1) sum C_{abc} C_{a'b'c'} D^1_{aa'} D^{l-1}_{bb'} with C = C(1, l-1, l). The
+    derivative is that of the group, D^l(R exp w) = D^l(R) + D^l(R) sum_a w_a J^l_a, which costs
+    less than half of following the recursion backwards.
 
     Args:
         l_max: highest degree.
@@ -76,6 +91,10 @@ def wigner_d(l_max: int, rotation: jax.Array) -> list[jax.Array]:
     Returns:
         One array [..., 2 l + 1, 2 l + 1] for each l = 0 .. l_max, with Y(R r) = D Y(r).
     """
+    return _wigner_d(l_max, rotation)
+
+
+def _recursion(l_max: int, rotation: jax.Array) -> list[jax.Array]:
     matrices = [jnp.ones((*rotation.shape[:-2], 1, 1), rotation.dtype), rotation]
     for l in range(2, l_max + 1):
         c = jnp.asarray(np.sqrt(2 * l + 1) * clebsch_gordan(1, l - 1, l), rotation.dtype)
@@ -83,6 +102,26 @@ def wigner_d(l_max: int, rotation: jax.Array) -> list[jax.Array]:
         half = jnp.einsum("...acq,...ap->...cpq", half, rotation, precision=HIGHEST)
         matrices.append(jnp.einsum("...cpq,pqk->...ck", half, c, precision=HIGHEST))
     return matrices[: l_max + 1]
+
+
+_wigner_d = jax.custom_jvp(_recursion, nondiff_argnums=(0,))
+
+
+@_wigner_d.defjvp
+def _group_derivative(
+    l_max: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    (rotation,), (change,) = primals, tangents
+    matrices = _wigner_d(l_max, rotation)
+    spin = jnp.einsum("...ba,...bc->...ac", rotation, change, precision=HIGHEST)
+    spin = (spin - spin.swapaxes(-1, -2)) / 2
+    w = jnp.stack([spin[..., 2, 1], spin[..., 0, 2], spin[..., 1, 0]], axis=-1)
+    changes = [jnp.zeros_like(matrices[0])]
+    for l, matrix in enumerate(matrices[1:], start=1):
+        table = jnp.asarray(generators(l), rotation.dtype)
+        turned = jnp.einsum("...ij,jak->...iak", matrix, table, precision=HIGHEST)
+        changes.append(jnp.einsum("...a,...iak->...ik", w, turned, precision=HIGHEST))
+    return matrices, changes
 
 
 def edge_frame(unit: jax.Array) -> jax.Array:

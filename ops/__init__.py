@@ -16,6 +16,7 @@ from eqnet.ops.matrix import Matrix
 from eqnet.ops.matrix_power import MatrixPower
 from eqnet.ops.power import Power
 from eqnet.ops.product import Kernel, NodePower, Product, dense
+from eqnet.ops.so2 import SO2
 from eqnet.ops.vector_gaunt import VectorGaunt
 
 # The names of the command line: bilinear products, and the powers of one feature that some have.
@@ -24,6 +25,7 @@ PRODUCTS: dict[str, type[Product]] = {
     "gaunt": Gaunt,
     "gaunt_bracket": GauntBracket,
     "vector_gaunt": VectorGaunt,
+    "so2": SO2,
     "cp": CP,
     "matrix": Matrix,
     "cartesian": Cartesian,
