@@ -153,6 +153,17 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _roles(options: EvaluateOptions) -> list[str]:
+    """What the training of the model used this very file for, by its digest; tests do not count."""
+    from eqnet.files import digest
+    from eqnet.model_file import read_info
+
+    known = read_info(options.model)["training"].get("data")
+    known = known if isinstance(known, dict) else {}
+    this = digest(options.file)
+    return [role for role in ("train", "valid") if known.get(role) == this]
+
+
 def _show_and_write(
     options: EvaluateOptions,
     dataset: Dataset,
@@ -171,6 +182,12 @@ def _show_and_write(
     console.print(f"{options.file}: {len(frames):,} structures; labels: {labels or 'none'}")
     for note in dataset.report.notes:
         console.print(f"note: {note}")
+    roles = _roles(options)
+    if roles:
+        console.print(
+            f"note: the model saw this file before ({' and '.join(roles)} data): "
+            "errors on it say little about other structures"
+        )
     if dataset.report.rows:
         console.print(metrics.table(measured, reference))
         console.print("naive: composition energies fitted to these labels, no forces, mean stress")

@@ -95,4 +95,4 @@ def test_every_option_of_a_model_can_be_set() -> None:
     of_models = {
         field.name for config, _ in MODELS.values() for field in dataclasses.fields(config)
     }
-    assert of_models - derived == known - {"model", "pair_repulsion"}
+    assert of_models - derived == known - {"model", "method", "pair_repulsion"}

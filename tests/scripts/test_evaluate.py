@@ -12,6 +12,7 @@ import eqnet.models
 from eqnet import metrics, model_file
 from eqnet.data.frame import to_atoms
 from eqnet.evaluation import evaluate
+from eqnet.files import digest
 from eqnet.scripts import main
 
 QUANTITIES = [f"{q}_{kind}" for q in metrics.QUANTITIES for kind in ("mae", "rmse")]
@@ -82,6 +83,22 @@ def test_table_and_json(capsys, tmp_path, model, labelled):
     assert found["config_types"]["gas"]["num_structures"] == 4
     assert "stress_mae" not in found["config_types"]["gas"]
     assert found["naive"]["forces_rmse"] > 1.0
+
+
+def test_file_of_the_training_is_told(capsys, tmp_path, model, labelled):
+    code, out, _ = run(capsys, model, labelled)
+    assert code == 0 and "saw this file before" not in out
+    seen = tmp_path / "seen.eqnet"
+    model_file.save(
+        seen,
+        pair_potential(),
+        model_name="pairs",
+        config=PairsConfig(),
+        training={"data": {"train": digest(labelled)}},
+        examples=[],
+    )
+    code, out, _ = run(capsys, seen, labelled)
+    assert code == 0 and "saw this file before (train data)" in " ".join(out.split())
 
 
 def test_output_has_labels_and_answers(capsys, tmp_path, model, labelled, frames):
