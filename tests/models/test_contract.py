@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,17 +19,17 @@ from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
-from eqnet.ops import PRODUCTS
+from eqnet.ops import kernels, power_class
 from eqnet.potential import Potential
 
 ELEMENTS, CUTOFF = (1, 6, 8), 3.2
 ATOMS, SLOTS, GROUPS = 14, 28, 4  # one shape for nearly all tests: one compilation per model
 
 
-def mace(method: str = "auto") -> nnx.Module:
+def mace(method: str = "auto", product: str = "clebsch_gordan") -> nnx.Module:
     config = MACEConfig(
         ELEMENTS, r_max=CUTOFF, hidden_irreps="3x0e+3x1o", max_ell=2, num_interactions=2,
-        radial_MLP=(8,), MLP_channels=4, avg_num_neighbors=4.0,
+        radial_MLP=(8,), MLP_channels=4, avg_num_neighbors=4.0, product=product,
     )  # fmt: skip
     return MACE(config, rngs=nnx.Rngs(1), method=method)
 
@@ -49,6 +50,7 @@ def nothing(graph: AtomGraph) -> jax.Array:
 CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
     "nequip": (nequip, False),
+    "mace, gaunt": (partial(mace, product="gaunt"), False),
     "repulsion": (lambda method="auto": nothing, True),
 }
 
@@ -330,7 +332,11 @@ def test_methods_agree(case: Case) -> None:
     make, _ = CASES[case.name]
     graph = packed(molecule(), crystal())
     default = case(graph)
-    for method in [*list(PRODUCTS["clebsch_gordan"].kernels)[1:], "dense"]:
+    model = case.potential.model
+    methods = list(kernels(model.config.product))[1:] if hasattr(model, "config") else []
+    if isinstance(model, MACE):
+        methods += [m for m in power_class(model.config.product).methods[1:] if m not in methods]
+    for method in methods:
         with jax.enable_x64(True):
             case.potential.model, kept = make(method), case.potential.model
             graphdef, _ = nnx.split(case.potential)
