@@ -119,26 +119,39 @@ def coefficients(function: Bilinear, left: Irreps, right: Irreps) -> Tensor:
 
 
 def coefficients_on_harmonics(
-    function: Bilinear, left: Irreps, right: Irreps, seed: int = 0
+    function: Bilinear,
+    left: Irreps,
+    right: Irreps,
+    explained_by: Irreps | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """The tensor of a map whose y must be harmonics of a direction: least squares over directions.
 
     Harmonics are linearly independent functions of the direction, so that the tensor is unique.
 
+    Args:
+        function: linear in x, any function of the direction that y stands for.
+        left: irreps of x.
+        right: irreps of y, spherical harmonics.
+        explained_by: harmonics that the function is fitted with; those of y if None.
+        seed: of the directions.
+
     Raises:
         ValueError: `right` are no spherical harmonics.
     """
-    number = 2 * right.dim + 2
-    y = harmonics_of(right, directions(number, seed))
+    basis = right if explained_by is None else explained_by
+    number = 2 * basis.dim + 2
+    unit = directions(number, seed)
     x = IrrepsArray(left, jnp.repeat(jnp.eye(left.dim), number, axis=0))
-    out = function(x, IrrepsArray(right, jnp.tile(y.array, (left.dim, 1))))
+    y = jnp.tile(harmonics_of(right, unit).array, (left.dim, 1))
+    out = function(x, IrrepsArray(right, y))
     measured = np.asarray(out.array).reshape(left.dim, number, -1).swapaxes(0, 1)
-    design = np.asarray(y.array)
+    design = np.asarray(harmonics_of(basis, unit).array)
     fitted = np.linalg.lstsq(design, measured.reshape(number, -1), rcond=None)[0]
     rest = measured.reshape(number, -1) - design @ fitted
-    values = fitted.reshape(right.dim, left.dim, -1).swapaxes(0, 1)
+    values = fitted.reshape(basis.dim, left.dim, -1).swapaxes(0, 1)
     misfit = np.linalg.norm(rest) / max(np.linalg.norm(measured), 1e-300)
-    return Tensor(values, left, right, out.irreps, float(misfit))
+    return Tensor(values, left, basis, out.irreps, float(misfit))
 
 
 def blocks(tensor: Tensor, group: str = "O3") -> Blocks:
@@ -217,30 +230,39 @@ def turned(x: IrrepsArray, rotation: np.ndarray) -> IrrepsArray:
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    """A proper rotation, uniform up to the conventions of the factorisation, [3, 3]."""
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q * np.linalg.det(q)
 
 
-def measure(product: Product, kernel: Kernel | None = None, seed: int = 0) -> Measured:
+def measure(
+    product: Product,
+    kernel: Kernel | None = None,
+    *,
+    explained_by: Irreps | None = None,
+    seed: int = 0,
+) -> Measured:
     """Couplings and symmetry errors of a product, or of the way a kernel computes it.
 
     Args:
         product: with any irreps; for a kernel, the right ones must be spherical harmonics.
         kernel: None for the plain form.
+        explained_by: for a product that takes only the direction from y, the harmonics of that
+            direction in which it is linear.
         seed: of weights and inputs.
     """
     left, right = product.irreps_left, product.irreps_right
-    if kernel is None:
-        function = plain_form(product, seed)
-        tensor = coefficients(function, left, right)
+    function = plain_form(product, seed) if kernel is None else kernel_form(product, kernel, seed)
+    function, on_harmonics = jax.jit(function), kernel is not None or explained_by is not None
+    if on_harmonics:
+        tensor = coefficients_on_harmonics(function, left, right, explained_by, seed)
     else:
-        function = jax.jit(kernel_form(product, kernel, seed))
-        tensor = coefficients_on_harmonics(function, left, right, seed)
+        tensor = coefficients(function, left, right)
     found = blocks(tensor, product.declaration.group)
     errors = [
         symmetry_error(
-            function, left, right, inversion=inversion, on_harmonics=kernel is not None, seed=seed
+            function, left, right, inversion=inversion, on_harmonics=on_harmonics, seed=seed
         )
         for inversion in (False, True)
     ]
