@@ -36,7 +36,9 @@ def quadrature_error(grid: Grid, degrees: range) -> float:
 
 def test_harmonics_against_e3nn() -> None:
     grid = sphere_grid(5)
-    theirs = e3nn.spherical_harmonics(spherical_irreps(6), grid.points, True, "integral").array
+    theirs = e3nn.spherical_harmonics(
+        spherical_irreps(6), jnp.asarray(grid.points), True, "integral"
+    ).array
     ours = np.concatenate([harmonics(l, grid) for l in range(7)], axis=1)
     np.testing.assert_allclose(ours, theirs, atol=1e-13)
 
