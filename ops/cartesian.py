@@ -70,7 +70,7 @@ def matmul(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -
         for r, y in ys.items():
             for parity, term in cartesian.products(p * r, x, y, {ir.p for ir in signals}):
                 z[parity] = z[parity] + term if parity in z else term
-    return [from_matrices(1, ir, z) for ir in signals]
+    return from_matrices(1, signals, z)
 
 
 @dataclass(frozen=True)

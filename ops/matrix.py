@@ -20,10 +20,9 @@ Unke & Maennel, e3x, arXiv:2401.07595 (FusedTensor); q = 1 is the product of Ten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import product
 from math import factorial, sqrt
 from typing import ClassVar, cast
 
@@ -32,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irrep
+from eqnet.ops.channel_matmul import channel_matmul
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
 from eqnet.ops.product import Kernel
-from eqnet.ops.sparse import Sparse, sparse_product
 from eqnet.so3 import HIGHEST, clebsch_gordan
 
 # One matrix [..., 2q + 1, 2q + 1, C] for each parity that occurs.
@@ -52,17 +51,39 @@ def basis(spin: int, l: int) -> np.ndarray:
 def to_matrices(spin: int, irreps: tuple[Irrep, ...], blocks: list[jax.Array]) -> Graded:
     """Blocks [..., 2 l + 1, C] of the irreps -> their matrices by parity."""
     matrices: Graded = {}
-    for ir, block in zip(irreps, blocks, strict=True):
-        table = jnp.asarray(basis(spin, ir.l), block.dtype)
-        part = jnp.einsum("...ic,abi->...abc", block, table, precision=HIGHEST)
-        matrices[ir.p] = matrices[ir.p] + part if ir.p in matrices else part
+    for parity in dict.fromkeys(ir.p for ir in irreps):
+        parts = [(ir.l, b) for ir, b in zip(irreps, blocks, strict=True) if ir.p == parity]
+        table = np.concatenate([basis(spin, l) for l, _ in parts], axis=2)
+        feature = jnp.concatenate([block for _, block in parts], axis=-2)
+        flat = _mixed(table.reshape(-1, table.shape[2]), feature)
+        matrices[parity] = flat.reshape((*flat.shape[:-2], *table.shape[:2], flat.shape[-1]))
     return matrices
 
 
-def from_matrices(spin: int, ir: Irrep, matrices: Graded) -> jax.Array:
-    """The part [..., 2 l + 1, C] of an irrep, the inverse of `to_matrices`."""
-    table = jnp.asarray(basis(spin, ir.l), matrices[ir.p].dtype)
-    return jnp.einsum("...abc,abi->...ic", matrices[ir.p], table, precision=HIGHEST)
+def from_matrices(spin: int, irreps: Sequence[Irrep], matrices: Graded) -> list[jax.Array]:
+    """The parts [..., 2 l + 1, C] of the irreps, the inverse of `to_matrices`."""
+    parts: dict[int, Iterator[jax.Array]] = {}
+    for parity in dict.fromkeys(ir.p for ir in irreps):
+        mine = [ir for ir in irreps if ir.p == parity]
+        table = np.concatenate([basis(spin, ir.l) for ir in mine], axis=2)
+        matrix = matrices[parity]
+        flat = matrix.reshape((*matrix.shape[:-3], -1, matrix.shape[-1]))
+        joined = _mixed(table.reshape(-1, table.shape[2]).T, flat)
+        # split, unlike slices, has a plain concatenation as its derivative
+        parts[parity] = iter(jax.lax.split(joined, [ir.dim for ir in mine], joined.ndim - 2))
+    return [next(parts[ir.p]) for ir in irreps]
+
+
+def _mixed(table: np.ndarray, x: jax.Array) -> jax.Array:
+    """[m, n] times [..., n, C] -> [..., m, C].
+
+    A batch with the same matrix everywhere, not one large matrix: that would be computed in a
+    layout in which channels are not contiguous, and the products next to it several times slower.
+    """
+    same = jnp.broadcast_to(jnp.asarray(table, x.dtype), (*x.shape[:-2], *table.shape))
+    batch = tuple(range(x.ndim - 2))
+    dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    return jax.lax.dot_general(same, x, dimensions, precision=HIGHEST)
 
 
 def multiplied(x: Graded, y: Graded, multiply: Multiply) -> Graded:
@@ -80,25 +101,6 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum("...abc,...bdc->...adc", x, y, precision=HIGHEST)
 
 
-def unrolled(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The same entry by entry: n^3 products of rows of channels, one fused loop."""
-    size, channels = x.shape[-3], x.shape[-1]
-    lead = jnp.broadcast_shapes(x.shape[:-3], y.shape[:-3])
-    flat = [
-        jnp.broadcast_to(v, (*lead, *v.shape[-3:])).reshape(-1, size**2, channels) for v in (x, y)
-    ]
-    return sparse_product(_row_by_column(size), *flat).reshape(*lead, size, size, channels)
-
-
-@cache
-def _row_by_column(n: int) -> Sparse:
-    """The matrix product as a bilinear map of flattened matrices."""
-    terms = [
-        (n * a + b, n * b + d, n * a + d, 1.0) for a, d, b in product(range(n), range(n), range(n))
-    ]
-    return Sparse(tuple(terms), (n * n, n * n, n * n))
-
-
 def _core(multiply: Multiply) -> Core:
     """The core of the product by a way to multiply matrices."""
 
@@ -106,12 +108,12 @@ def _core(multiply: Multiply) -> Core:
         spin = cast("Matrix", product).spin
         x, y = to_matrices(spin, product.left, left), to_matrices(spin, product.right, right)
         z = multiplied(x, y, multiply)
-        return [from_matrices(spin, out.irrep, z) for out in product.outputs]
+        return from_matrices(spin, [out.irrep for out in product.outputs], z)
 
     return core
 
 
-MULTIPLY: dict[str, Multiply] = {"unrolled": unrolled, "matmul": matmul}
+MULTIPLY: dict[str, Multiply] = {"columns": channel_matmul, "matmul": matmul}
 _CORES = {name: _core(multiply) for name, multiply in MULTIPLY.items()}
 
 

@@ -50,13 +50,13 @@ class MatrixPower(IteratedPower):
             table[left, right, out] = product.table(path)
         return table / np.sqrt(2 * self.spin + 1)
 
-    def __call__(self, x: IrrepsArray, weights: jax.Array, method: str = "unrolled") -> IrrepsArray:
+    def __call__(self, x: IrrepsArray, weights: jax.Array, method: str = "columns") -> IrrepsArray:
         """The powers of each atom and channel.
 
         Args:
             x: [N, irreps_in].
             weights: [N, num_weights, C].
-            method: 'unrolled', 'matmul', or 'dense' for the plain form.
+            method: 'columns', 'matmul', or 'dense' for the plain form.
 
         Returns:
             [N, irreps_out].
@@ -70,7 +70,6 @@ class MatrixPower(IteratedPower):
         for order in range(self.correlation):
             if order:
                 power = multiplied(power, scaled, MULTIPLY[method])
-            orders.append(
-                {ir: from_matrices(self.spin, ir, power) for ir in self.outputs if ir.p in power}
-            )
+            there = [ir for ir in self.outputs if ir.p in power]
+            orders.append(dict(zip(there, from_matrices(self.spin, there, power), strict=True)))
         return self.combined(orders, weights)
