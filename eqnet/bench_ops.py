@@ -24,7 +24,7 @@ from eqnet.ops.timing import Clock, Timing, take_turns
 ROTATION = measures.random_rotation(np.random.default_rng(7))
 # A product whose paths are summed is compared with others that can only give sums.
 SUMMED = "clebsch_gordan_summed"
-NAMES = (*PRODUCTS, SUMMED) if hasattr(ClebschGordan, "summed") else tuple(PRODUCTS)
+NAMES = (*PRODUCTS, SUMMED)
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,7 @@ def ours(task: Task, name: str, method: str) -> Contestant:
     left, right, target = task.irreps_left, task.irreps_right, task.irreps_target
     if name in ("clebsch_gordan", SUMMED):
         mode = "uvu" if task.use == "edge" else "uuu"
-        extra: Any = {"summed": True} if name == SUMMED else {}
-        product: Any = ClebschGordan(left, right, target, mode, **extra)
+        product: Any = ClebschGordan(left, right, target, mode, summed=name == SUMMED)
     else:
         make: Any = PRODUCTS[name]
         product = make(left, right, target)

@@ -14,12 +14,12 @@ import numpy as np
 from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps, IrrepsArray, regrouped
 from eqnet.ops import measures
+from eqnet.ops.choose import ring
 
 Use = Literal["edge", "node", "power"]
 Pattern = Literal["simo", "mimo"]
 Paths = Literal["even", "all"]
 
-NEIGHBORS = 20  # of an atom, where the batch is large enough
 RADIAL_WIDTH = 64  # hidden layer before the weights of the edges
 
 
@@ -119,36 +119,6 @@ class Task:
     def cast(self, x: IrrepsArray) -> IrrepsArray:
         """The array in the precision of the task, on the device."""
         return IrrepsArray(x.irreps, jnp.asarray(np.asarray(x.array), self.dtype))
-
-
-def ring(edges: int) -> AtomGraph:
-    """A graph of at most so many edges: every atom sees the nearest ones on a ring.
-
-    Raises:
-        ValueError: fewer than 6 edges.
-    """
-    if edges < 6:
-        raise ValueError(f"a convolution needs 6 edges or more, not {edges}")
-    side = max(k for k in range(1, NEIGHBORS // 2 + 1) if 2 * k * (2 * k + 1) <= edges)
-    atoms, index = edges // (2 * side), np.arange(edges // (2 * side))
-    steps = np.concatenate([np.arange(-side, 0), np.arange(1, side + 1)])
-    neighbors = (index[:, None] + steps) % atoms
-    # the step back from a neighbour stands at the mirrored place of its row
-    reverse = neighbors * len(steps) + np.arange(len(steps))[::-1]
-    return AtomGraph(
-        positions=np.zeros((atoms, 3), np.float32),
-        species=np.zeros(atoms, np.int32),
-        cell=np.zeros((1, 3, 3), np.float32),
-        structure=np.zeros(atoms, np.int32),
-        centers=index.astype(np.int32),
-        rows=index.astype(np.int32)[:, None],
-        neighbors=neighbors.astype(np.int32),
-        shifts=np.zeros((*neighbors.shape, 3), np.int32),
-        neighbor_mask=np.ones(neighbors.shape, bool),
-        reverse=reverse.astype(np.int32),
-        atom_mask=np.ones(atoms, bool),
-        structure_mask=np.ones(1, bool),
-    )
 
 
 class Contestant(NamedTuple):
