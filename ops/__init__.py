@@ -17,7 +17,6 @@ from eqnet.ops.matrix_power import MatrixPower
 from eqnet.ops.power import Power
 from eqnet.ops.product import Kernel, NodePower, Product, dense
 from eqnet.ops.so2 import SO2
-from eqnet.ops.so2 import SO2
 from eqnet.ops.vector_gaunt import VectorGaunt
 
 # The names of the command line: bilinear products, and the powers of one feature that some have.
