@@ -6,7 +6,8 @@ Per path (l1, l2 -> l3), with C normalised to sum of squares 1 and 'component' o
 
 The mode says which of the channel indices u (left), v (right), w (out) are shared, as in e3nn:
 'uvu' keeps the left channel and sums the right one (convolutions, where y has one channel), 'uuu'
-works channel by channel, 'uvw' is fully connected.
+works channel by channel, 'uvw' is fully connected. Paths that lead to one irrep keep channels of
+their own, or are summed.
 """
 
 from __future__ import annotations
@@ -14,20 +15,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqnet.irreps import Irreps, IrrepsArray, regrouped
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
 from eqnet.ops.clebsch_gordan_rows import rows
+from eqnet.ops.clebsch_gordan_so2 import so2
+from eqnet.ops.clebsch_gordan_sparse import Core, sparse, sparse_edges
 from eqnet.ops.product import Declaration, Kernel, Path
 from eqnet.so3 import HIGHEST, clebsch_gordan
 
 Mode = Literal["uvu", "uuu", "uvw"]
 _EINSUM = {"uvu": "uv,...iu,...jv,ijk->...ku", "uuu": "u,...iu,...ju,ijk->...ku"}
 _EINSUM["uvw"] = "uvw,...iu,...jv,ijk->...kw"
+
+
+class Run(NamedTuple):
+    """Paths from neighbouring left blocks of one multiplicity, and where their outputs stand.
+
+    Attributes:
+        start, end: the left blocks, start .. end - 1.
+        paths: positions in `ClebschGordan.paths`.
+        places: for each path (row, step): component m of its output is row + m step.
+        copies: how often each output irrep stands there, side by side in each component.
+    """
+
+    start: int
+    end: int
+    paths: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+    copies: dict[Irrep, int]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the output, components times copies."""
+        return sum(ir.dim * number for ir, number in self.copies.items())
 
 
 @dataclass(frozen=True)
@@ -40,17 +65,22 @@ class ClebschGordan:
         irreps_target: outputs to keep. In mode 'uvw' their multiplicities are those of the output;
             otherwise only the irreps count and the multiplicities follow from the inputs.
         mode: 'uvu', 'uuu' or 'uvw', see above.
+        summed: add the paths to each irrep, over the square root of their number, so that the
+            output has one copy of the channels; 'uvw' always does.
 
     Raises:
-        ValueError: no path leads to the target, or mode 'uuu' with unequal multiplicities.
+        ValueError: no path leads to the target, mode 'uuu' with unequal multiplicities, or paths of
+            unequal multiplicities that are to be summed.
     """
 
     irreps_left: Irreps
     irreps_right: Irreps
     irreps_target: Irreps
     mode: Mode = "uvu"
+    summed: bool = False
 
-    kernels: ClassVar[dict[str, Kernel]] = {"rows": rows}
+    kernels: ClassVar[dict[str, Kernel]] = {"rows": rows, "sparse": sparse_edges, "so2": so2}
+    cores: ClassVar[dict[str, Core]] = {"sparse": sparse}
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -62,6 +92,13 @@ class ClebschGordan:
                 raise ValueError(
                     "mode 'uuu' needs equal multiplicities: "
                     f"{self.irreps_left} x {self.irreps_right}"
+                )
+
+        for _, ir in self.irreps_out if self.summed and self.mode != "uvw" else ():
+            if len({self.irreps_left[path.left].mul for path in self.paths if path.out == ir}) > 1:
+                raise ValueError(
+                    f"paths to {ir} have unequal multiplicities in {self.irreps_left}: they can "
+                    "stand side by side, but not be summed"
                 )
 
     @cached_property
@@ -105,9 +142,10 @@ class ClebschGordan:
         if self.mode == "uvw":
             reached = {path.out for path in self.paths}
             return regrouped(Irreps([m for m in self.irreps_target if m.ir in reached]))
-        return regrouped(
-            Irreps([(self.irreps_left[path.left].mul, path.out) for path in self.paths])
-        )
+        channels = [(self.irreps_left[path.left].mul, path.out) for path in self.paths]
+        if self.summed:
+            channels = list({out: (mul, out) for mul, out in channels}.values())
+        return regrouped(Irreps(channels))
 
     def normalisation(self, path: Path) -> float:
         """sqrt(2 l3 + 1) / sqrt(number of terms that are summed into one output channel)."""
@@ -119,6 +157,8 @@ class ClebschGordan:
             )
         else:
             terms = self.irreps_right[path.right].mul if self.mode == "uvu" else 1
+            if self.summed:
+                terms *= sum(p.out == path.out for p in self.paths)
         return float(np.sqrt(path.out.dim / terms))
 
     def coefficients(self, path: Path) -> np.ndarray:
@@ -177,12 +217,58 @@ class ClebschGordan:
             out.setdefault(path.out, []).append(z)
         return self.join(out)
 
+    def multiply(
+        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, method: str = "auto"
+    ) -> IrrepsArray:
+        """The product of two features by a method; 'auto' is the first. Otherwise as `__call__`.
+
+        Raises:
+            ValueError: there is no method of this name, or it does not do this mode.
+        """
+        if method == "dense":
+            return self(x, y, weights)
+        method = next(iter(self.cores)) if method == "auto" else method
+        if method not in self.cores:
+            known = ", ".join([*self.cores, "dense"])
+            raise ValueError(f"clebsch_gordan has no method {method!r}; it has: {known}")
+        return self.cores[method](self, x, y, weights)
+
     def join(self, blocks: dict) -> IrrepsArray:
-        """Blocks of the paths to each output irrep, summed ('uvw') or side by side."""
+        """Blocks of the paths to each output irrep, summed or side by side."""
+        add = self.summed or self.mode == "uvw"
         merged = [
-            sum(blocks[ir][1:], blocks[ir][0])
-            if self.mode == "uvw"
-            else jnp.concatenate(blocks[ir], axis=-1)
+            sum(blocks[ir][1:], blocks[ir][0]) if add else jnp.concatenate(blocks[ir], axis=-1)
             for _, ir in self.irreps_out
         ]
         return IrrepsArray.from_blocks(self.irreps_out, merged)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Paths whose left blocks stand side by side with equal multiplicities, to do at once."""
+        muls = [mul for mul, _ in self.irreps_left]
+        edges = [n for n in range(1, len(muls)) if muls[n] != muls[n - 1]]
+        runs = []
+        for start, end in zip([0, *edges], [*edges, len(muls)], strict=True):
+            chosen = [n for n, path in enumerate(self.paths) if start <= path.left < end]
+            copies, places, row = {}, [], 0
+            for out in dict.fromkeys(self.paths[n].out for n in chosen):
+                number = sum(self.paths[n].out == out for n in chosen)
+                copies[out] = 1 if self.summed else number
+                for n in range(number):
+                    places.append((row + (0 if self.summed else n), copies[out]))
+                row += out.dim * copies[out]
+            if chosen:
+                runs.append(Run(start, end, tuple(chosen), tuple(places), copies))
+        return tuple(runs)
+
+    def assemble(self, parts: list[jax.Array]) -> IrrepsArray:
+        """The output from one array [rows, `Run.rows`, C] for each run."""
+        if len(parts) == 1:
+            return IrrepsArray(self.irreps_out, parts[0].reshape((len(parts[0]), -1)))
+        out: dict = {}
+        for run, part in zip(self.runs, parts, strict=True):
+            sizes = [ir.dim * number for ir, number in run.copies.items()]
+            blocks = jax.lax.split(part, sizes, axis=1)
+            for ir, block in zip(run.copies, blocks, strict=True):
+                out.setdefault(ir, []).append(block.reshape((len(block), ir.dim, -1)))
+        return self.join(out)
