@@ -103,6 +103,10 @@ class GauntPower:
             if (l in self.inputs if order == 1 else variance(self.inputs, order, l) > 1e-10)
         )
 
+    def norm(self, order: int, out: int) -> float:
+        """The constant n of an order and the degree of an output; 1 for the feature itself."""
+        return 1.0 if order == 1 else variance(self.inputs, order, out) ** -0.5
+
     @property
     def num_factors(self) -> int:
         """Number of weights a per channel."""
@@ -154,12 +158,9 @@ class GauntPower:
         products = METHODS[method](self.inputs, self.outputs, signals) if signals else []
         sums: dict[int, jax.Array] = {}
         for n, (order, l) in enumerate(self.terms):
-            c = weights[:, None, self.num_factors + n]
-            if order == 1:
-                term = c * blocks[self.inputs.index(l)]
-            else:
-                scale = variance(self.inputs, order, l) ** -0.5
-                term = c * (scale * products[order - 2][self.outputs.index(l)])
+            c, index = weights[:, None, self.num_factors + n], self.outputs.index(l)
+            value = blocks[self.inputs.index(l)] if order == 1 else products[order - 2][index]
+            term = c * (self.norm(order, l) * value)
             sums[l] = sums[l] + term if l in sums else term
         return IrrepsArray.from_blocks(regrouped(self.irreps_out), [sums[l] for l in self.outputs])
 

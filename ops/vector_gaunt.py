@@ -59,11 +59,12 @@ class VectorGaunt(Factorised):
 
     @cached_property
     def total_degree(self) -> int:
-        """The sum of the highest degrees of the components of the fields."""
+        """Of the integrand: two fields r x grad F and one function, or gradients of two."""
         return (
             max(own_degree(self.left[i].l) for i, _, _, _ in self.paths)
-            + max(self.right[j].l + 1 for _, j, _, _ in self.paths)
+            + max(self.right[j].l for _, j, _, _ in self.paths)
             + max(own_degree(out.irrep.l) for _, _, out, _ in self.paths)
+            - 1
         )
 
 
