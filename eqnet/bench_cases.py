@@ -29,7 +29,9 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
         InputError: the file cannot be read, or its model has no such method.
     """
     config = model_file.read_info(path)["config"]
-    product, node_product = config["product"], config.get("node_product")
+    product, node_product = config.get("product"), config.get("node_product")
+    if product not in PRODUCTS:
+        raise InputError(f"{path}: this model has no tensor products, and so no methods to compare")
 
     def case(method: str) -> Case:
         return Case(
@@ -39,7 +41,10 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
             lambda: model_file.load(path, dtype=dtype, method=method, verify=False),
         )
 
-    return [case(method) for method in _methods(product, node_product, methods)]
+    known, wanted = (_methods(product, node_product, m) for m in ("all", methods))
+    if not wanted or not (methods == "all" or set(_split(methods, "methods")) <= set(wanted)):
+        raise InputError(f"--methods {methods}: {product} has auto, {', '.join(known)}")
+    return [case(method) for method in wanted]
 
 
 def of_configuration(

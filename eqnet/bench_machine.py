@@ -83,19 +83,21 @@ def measure_machine(dtype: str) -> Machine:
     device = find_device(None)
     cpu = device.platform == "cpu"
     side, length = (1024, 2**24) if cpu else (8192, 2**28)
-    a, v = jnp.ones((side, side), dtype), [jnp.ones(length, dtype)]
-    matmul = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
-    add = jax.jit(lambda v: v + 1, donate_argnums=0)  # in place: no time for new pages
+    with jax.enable_x64(dtype == "float64"):
+        a, v = jnp.ones((side, side), dtype), [jnp.ones(length, dtype)]
+        matmul = jax.jit(lambda a: jnp.dot(a, a, precision="highest"))
+        add = jax.jit(lambda v: v + 1, donate_argnums=0)  # in place: no time for new pages
 
-    def stream() -> jax.Array:
-        v[0] = add(v[0])
-        return v[0]
+        def stream() -> jax.Array:
+            v[0] = add(v[0])
+            return v[0]
 
-    calls: dict[str, Callable[[], Any]] = {"matmul": lambda: matmul(a), "add": stream}
-    if cpu:
-        host = np.ones((side, side), dtype)
-        calls["numpy"] = lambda: host @ host
-    best = {name: timing.best(device.platform) for name, timing in take_turns(calls, 0.5).items()}
+        calls: dict[str, Callable[[], Any]] = {"matmul": lambda: matmul(a), "add": stream}
+        if cpu:
+            host = np.ones((side, side), dtype)
+            calls["numpy"] = lambda: host @ host
+        timings = take_turns(calls, 0.5)
+    best = {name: timing.best(device.platform) for name, timing in timings.items()}
     return Machine(
         device=device.device_kind,
         processor=_processor(),

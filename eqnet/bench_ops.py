@@ -99,11 +99,12 @@ def run(
         rivals: names of libraries.
         machine: its limits.
         limits: how long to measure.
-        tell: takes a line of text for each contestant that cannot or need not go on.
+        tell: takes a line of text for each task, and for contestants that cannot go on.
     """
     results: list[Result] = []
     out: set[str] = set()
     for task in tasks:
+        tell(f"l_max {task.l_max} of {', '.join(str(task.l_max) for task in tasks)}: compiling")
         with jax.enable_x64(task.dtype == "float64"):
             programs = []
             for make in _makers(task, products, methods, rivals):

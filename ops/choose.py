@@ -50,7 +50,7 @@ def fastest(product: Product, kernels: Mapping[str, Kernel], dtype: Any = None) 
     device: Any = jax.config.values["jax_default_device"] or jax.devices()[0]
     key = _key(product, kernels, dtype, device)
     path = _file(key)
-    found = _read(path, key)
+    found = _read(path, key) or ""
     if found not in kernels:
         # a thread of its own: the caller may be tracing a program, and this is none of it
         with ThreadPoolExecutor(1) as pool:

@@ -31,7 +31,7 @@ class OpsOptions:
     power: powers of one feature."""
     pattern: Literal["mimo", "simo"] = "mimo"
     """mimo: degrees 0..L in; simo: degree L alone in. Many degrees out."""
-    l_max: tuple[int, ...] = (1, 2, 3)
+    l_max: tuple[int, ...] = (1, 2)
     """Highest degrees L of the inputs, one task for each."""
     l_out: Annotated[int | None, default("L", "INT")] = None
     """Highest degree of the output, the same for all L."""
@@ -45,13 +45,14 @@ class OpsOptions:
     """Highest power."""
     products: Annotated[str | None, default("all", "NAME,NAME")] = None
     """Products of eqnet."""
-    methods: Annotated[str | None, default("all", "NAME,NAME")] = None
-    """Methods of these products."""
+    methods: Annotated[str | None, default("all but dense", "NAME,NAME")] = None
+    """Methods of these products, or all; dense is the plain form that the others are tested
+    against."""
     rivals: Annotated[str | None, default("all that are installed", "NAME,NAME")] = None
     """Other libraries: e3nn-jax, cuequivariance-jax, e3x, mlip; or none."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision."""
-    seconds: float = 1.0
+    seconds: float = 0.5
     """Time for each contestant, task and pass."""
     max_seconds: float = 30.0
     """A contestant whose compilation or call takes longer does no larger task."""
@@ -81,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
     products = chosen(options.products, _products_of(options.use), "products")
     known = {m: None for name in products for m in bench.task_methods(options.use, name)}
     methods = chosen(options.methods, list(known), "methods")
+    if options.methods is None and len(known) > 1:
+        methods.remove("dense")
     others = [] if options.rivals == "none" else _rivals(options, installed())
     console = wide_console()
 
