@@ -8,27 +8,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from eqnet.irreps import IrrepsArray
-from eqnet.ops.product import Radial
 from eqnet.so3 import HIGHEST
 
 if TYPE_CHECKING:
     from eqnet.ops.clebsch_gordan import ClebschGordan
 
 
-def rows(product: ClebschGordan, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def rows(
+    product: ClebschGordan,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """X [r, k, irreps_left], y [r, k, irreps_right] of one channel -> [r, irreps_out]."""
+    del shared
     xs, ys = x.blocks, [block[..., 0] for block in y.blocks]
-    matrices = jnp.split(radial.matrix, np.cumsum(product.weight_sizes)[:-1], axis=1)
-    num_rows, width = radial.hidden.shape[:2]
+    parts = jax.lax.split(weights, product.weight_sizes, axis=2)
+    num_rows, width = weights.shape[:2]
     out: dict = {}
-    for path, matrix in zip(product.paths, matrices, strict=True):
+    for path, part in zip(product.paths, parts, strict=True):
         table = jnp.asarray(product.coefficients(path), x.array.dtype)
         coupling = jnp.einsum("rkj,ijo->rkio", ys[path.right], table, precision=HIGHEST)
-        weighted = xs[path.left] * (radial.hidden @ matrix)[:, :, None, :]
+        weighted = xs[path.left] * part[:, :, None, :]
         inner = width * table.shape[0]
         summed = jnp.einsum(
             "rqo,rqc->roc",

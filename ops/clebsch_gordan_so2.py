@@ -24,26 +24,32 @@ from eqnet.ops.edge_frame import (
     sum_back,
     sum_turned,
 )
-from eqnet.ops.product import Radial
 from eqnet.ops.sparse import Sparse, sparse_product
 
 if TYPE_CHECKING:
     from eqnet.ops.clebsch_gordan import ClebschGordan, Run
 
 
-def so2(product: ClebschGordan, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def so2(
+    product: ClebschGordan,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """X [r, k, irreps_left], y [r, k, irreps_right] -> [r, irreps_out], summed over k.
 
     Raises:
         ValueError: y cannot be the harmonics of a direction, or mode 'uvw'.
     """
+    del shared
     _check(product)
-    num_rows, width = radial.hidden.shape[:2]
+    num_rows, width = weights.shape[:2]
     edges = num_rows * width
     left = list(product.irreps_left)
     left_degrees = [ir.l for _, ir in left]
     frames = rotations(max(*left_degrees, *(path.out.l for path in product.paths)), y)
-    weights = (radial.hidden @ radial.matrix).reshape((edges, -1))
+    weights = weights.reshape((edges, -1))
     blocks = x.blocks
     parts = []
     for n, run in enumerate(product.runs):

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import IrrepsArray
-from eqnet.ops.product import Radial
 from eqnet.ops.sparse import Sparse, sparse_product
 
 if TYPE_CHECKING:
@@ -57,10 +56,15 @@ def sparse(
 
 
 def sparse_edges(
-    product: ClebschGordan, x: IrrepsArray, y: IrrepsArray, radial: Radial
+    product: ClebschGordan,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
 ) -> IrrepsArray:
     """X [r, k, irreps_left], y [r, k, irreps_right] -> [r, irreps_out], summed over k."""
-    messages = sparse(product, x, y, radial.hidden @ radial.matrix)
+    del shared
+    messages = sparse(product, x, y, weights)
     return IrrepsArray(messages.irreps, messages.array.sum(1))
 
 

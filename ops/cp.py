@@ -27,13 +27,20 @@ from eqnet.irreps import Irreps, IrrepsArray, regrouped
 from eqnet.ops.cp_cache import Fit, fit_of_rank, smallest_fit
 from eqnet.ops.cp_fit import EXACT
 from eqnet.ops.cp_tensor import Group, StackedTensor
-from eqnet.ops.product import Declaration, Kernel, Radial
+from eqnet.ops.product import Declaration, Kernel
 from eqnet.so3 import HIGHEST
 
 
-def matrix(product: CP, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def matrix(
+    product: CP,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """One matrix [d1, d3] per edge, shared by all channels: the harmonics are contracted first."""
-    features = _weighted(product, x, radial)
+    del shared
+    features = _weighted(product, x, weights)
     table = jnp.asarray(product.table, x.array.dtype)
     couplings = jnp.einsum("rkj,ijo->rkio", y.array, table, precision=HIGHEST)
     num_rows = features.shape[0]
@@ -46,10 +53,17 @@ def matrix(product: CP, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> Irrep
     return IrrepsArray(product.irreps_out, out.reshape(num_rows, -1))
 
 
-def factors(product: CP, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def factors(
+    product: CP,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """Rank-one terms, summed over the neighbours before the last factor."""
+    del shared
     a, b, q = (jnp.asarray(f, x.array.dtype) for f in product.factors)
-    features = _weighted(product, x, radial)
+    features = _weighted(product, x, weights)
     left = jnp.einsum("rkic,is->rksc", features, a, precision=HIGHEST)
     right = jnp.einsum("rkj,js->rks", y.array, b, precision=HIGHEST)
     terms = jnp.einsum("rksc,rks->rsc", left, right, precision=HIGHEST)
@@ -57,10 +71,10 @@ def factors(product: CP, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> Irre
     return IrrepsArray(product.irreps_out, out.reshape(out.shape[0], -1))
 
 
-def _weighted(product: CP, x: IrrepsArray, radial: Radial) -> jax.Array:
+def _weighted(product: CP, x: IrrepsArray, weights: jax.Array) -> jax.Array:
     """Neighbours times weights, [r, k, d1, C]."""
     features = x.array.reshape((*x.array.shape[:-1], -1, product.channels))
-    return features * (radial.hidden @ radial.matrix)[..., None, :]
+    return features * weights[..., None, :]
 
 
 @dataclass(frozen=True)

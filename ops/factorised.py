@@ -3,7 +3,9 @@
     z_out = c_out n_out sum_{left, right} g(left, right, out) C(a_left x_left, b_right y_right)
 
 channel by channel, with C the Clebsch-Gordan table of unit norm and g the coefficient that tells
-one product from another. All paths to an irrep are summed into one copy. With unit-variance x, y,
+one product from another. All paths to an irrep are summed into one copy. A convolution makes b
+alone from the length of its edge: a and c are what the linear maps before and after it do, and a
+product of three numbers that all change with the length trains worse. With unit-variance x, y,
 a, b, c, a component of a block g C(x, y) has variance g^2 / (2 l_out + 1), so that
 
     n_out = (number of kinds of out * sum_{left, right} g^2 / (2 l_out + 1))^(-1/2)
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +61,8 @@ class Factorised:
         irreps_left: irreps of x, all with the same multiplicity C.
         irreps_right: irreps of y, all with multiplicity C, or all with one.
         irreps_target: outputs to keep; their multiplicities do not count.
-
-    Weights: a [left block, C], b [right block, C], c [output, C], one after the other.
+        mode: which weights there are: 'right' for b [right block, C]; 'all' for a [left block, C],
+            b [right block, C], c [output, C], one after the other.
 
     Raises:
         ValueError: multiplicities differ, or nothing of the target is reached.
@@ -69,6 +71,7 @@ class Factorised:
     irreps_left: Irreps
     irreps_right: Irreps
     irreps_target: Irreps
+    mode: Literal["right", "all"] = "right"
 
     name: ClassVar[str]
     cores: ClassVar[dict[str, Core]]
@@ -160,8 +163,10 @@ class Factorised:
 
     @property
     def num_weights(self) -> int:
-        """One number per channel for each left block, right block and output."""
-        blocks = len(self.irreps_left) + len(self.irreps_right) + len(self.outputs)
+        """One number per channel for each block that has weights."""
+        blocks = len(self.irreps_right)
+        if self.mode == "all":
+            blocks += len(self.irreps_left) + len(self.outputs)
         return blocks * self.channels
 
     @cached_property
@@ -196,11 +201,14 @@ class Factorised:
         )
 
     def split_weights(self, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """a, b and n_out c, each [..., number of blocks, C]."""
+        """a, b and n_out c, each [..., number of blocks, C] or, without weights, [..., 1]."""
+        stacked = weights.reshape((*weights.shape[:-1], -1, self.channels))
+        norms = jnp.asarray(self.norms[:, None], weights.dtype)
+        if self.mode == "right":
+            return jnp.ones((len(self.irreps_left), 1), weights.dtype), stacked, norms
         sizes = (len(self.irreps_left), len(self.irreps_right), len(self.outputs))
-        stacked = weights.reshape((*weights.shape[:-1], sum(sizes), self.channels))
         a, b, c = jax.lax.split(stacked, sizes, axis=stacked.ndim - 2)
-        return a, b, c * jnp.asarray(self.norms[:, None], weights.dtype)
+        return a, b, c * norms
 
     def apply(self, core: Core, x: IrrepsArray, y: IrrepsArray, weights: jax.Array) -> IrrepsArray:
         """The product by one of its cores; arguments and result as in `__call__`."""

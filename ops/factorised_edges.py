@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eqnet.irreps import Irrep, IrrepsArray
-from eqnet.ops.product import Kernel, Radial
+from eqnet.ops.product import Kernel
 from eqnet.so3 import HIGHEST
 
 if TYPE_CHECKING:
@@ -18,24 +18,38 @@ if TYPE_CHECKING:
 def messages(core: Core) -> Kernel:
     """The kernel that makes one message per edge by a core of the product, then their sum."""
 
-    def kernel(product: Factorised, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
-        out = product.apply(core, x, y, radial.hidden @ radial.matrix)
+    def kernel(
+        product: Factorised,
+        x: IrrepsArray,
+        y: IrrepsArray,
+        weights: jax.Array,
+        shared: jax.Array | None = None,
+    ) -> IrrepsArray:
+        del shared
+        out = product.apply(core, x, y, weights)
         return IrrepsArray(out.irreps, out.array.sum(1))
 
     return kernel
 
 
-def rows(product: Factorised, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def rows(
+    product: Factorised,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """One matrix product per path and row, inner index (neighbour, m1).
 
     Seen from an edge the product is Clebsch-Gordan with path weights g a b c. The harmonics have no
     channels: contracted with the table first they leave a small matrix per edge, and the sum over
     neighbours happens inside the product of that matrix with the weighted features.
     """
-    parts = product.split_weights(radial.hidden @ radial.matrix)
+    del shared
+    parts = product.split_weights(weights)
     a, b, c = ([part[..., n, :] for n in range(part.shape[-2])] for part in parts)
     xs, ys = x.blocks, [block[..., 0] for block in y.blocks]
-    num_rows = radial.hidden.shape[0]
+    num_rows = weights.shape[0]
     summed: dict[Irrep, jax.Array] = {}
     for path in product.couplings:
         ir = product.outputs[path.out].irrep

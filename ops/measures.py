@@ -19,7 +19,7 @@ from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
 from eqnet.irreps import Irrep, Irreps, IrrepsArray
-from eqnet.ops.product import Kernel, Product, Radial
+from eqnet.ops.product import Kernel, Product
 from eqnet.so3 import HIGHEST, clebsch_gordan, spherical_harmonics
 
 # Rows of x [n, irreps_left] and y [n, irreps_right] -> [n, irreps_out].
@@ -85,8 +85,8 @@ def kernel_form(product: Product, kernel: Kernel, seed: int = 0) -> Bilinear:
 
     def apply(x: IrrepsArray, y: IrrepsArray) -> IrrepsArray:
         x, y = (IrrepsArray(v.irreps, v.array[:, None]) for v in (x, y))
-        hidden = jnp.ones((len(x.array), 1, 1), x.array.dtype)
-        return kernel(product, x, y, Radial(hidden, weights[None], shared))
+        rows = jnp.broadcast_to(weights, (len(x.array), 1, len(weights)))
+        return kernel(product, x, y, rows, shared)
 
     return apply
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -130,12 +129,37 @@ class NodePower(Protocol):
         ...
 
 
-# (product, x [r, k, irreps_left], y [r, k, irreps_right], radial with hidden [r, k, H])
-# -> [r, irreps_out]: messages of the k neighbours of each row, summed.
-Kernel = Callable[[Any, IrrepsArray, IrrepsArray, Radial], IrrepsArray]
+class Kernel(Protocol):
+    """A way to compute a product on edges: messages of the neighbours of each row, summed."""
+
+    def __call__(
+        self,
+        product: Any,
+        x: IrrepsArray,
+        y: IrrepsArray,
+        weights: jax.Array,
+        shared: jax.Array | None = None,
+        /,
+    ) -> IrrepsArray:
+        """Messages [r, irreps_out], summed over k.
+
+        Args:
+            product: one that has this kernel.
+            x: [r, k, irreps_left].
+            y: [r, k, irreps_right], one channel each.
+            weights: [r, k, num_weights], zero in padding slots.
+            shared: [num_shared] if the product has any.
+        """
+        ...
 
 
-def dense(product: Product, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def dense(
+    product: Product,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
     """One message per edge in the plain form, then their sum: the kernel of every product."""
-    messages = product(x, y, radial.hidden @ radial.matrix, radial.shared)
+    messages = product(x, y, weights, shared)
     return IrrepsArray(messages.irreps, messages.array.sum(1))

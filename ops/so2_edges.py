@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from eqnet.irreps import IrrepsArray
 from eqnet.ops.edge_frame import rotations, sum_turned
-from eqnet.ops.product import Radial
 from eqnet.ops.small_matrices import turn
 from eqnet.so3 import HIGHEST
 
@@ -47,27 +46,33 @@ def mix(z: jax.Array, matrices: jax.Array) -> jax.Array:
     return cosine + jnp.stack([-sine[:, 1], sine[:, 0]], axis=1)
 
 
-def so2(product: SO2, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
-    """X [r, k, irreps_left], y [r, k, irreps_right] with radial.shared -> [r, irreps_out].
+def so2(
+    product: SO2,
+    x: IrrepsArray,
+    y: IrrepsArray,
+    weights: jax.Array,
+    shared: jax.Array | None = None,
+) -> IrrepsArray:
+    """X [r, k, irreps_left], y [r, k, irreps_right], shared weights -> [r, irreps_out].
 
     Raises:
         ValueError: no shared weights.
     """
-    if radial.shared is None:
+    if shared is None:
         raise ValueError("the SO(2) product needs its shared matrices: pass `shared`")
-    num_rows, width = radial.hidden.shape[:2]
+    num_rows, width = weights.shape[:2]
     degrees = [ir.l for _, ir in product.irreps_left + product.irreps_out]
     frames = rotations(max(degrees), y)
     turned = [
         turn(frames[ir.l], block.reshape((-1, ir.dim, mul))) if ir.l else block.reshape(-1, 1, mul)
         for (mul, ir), block in zip(product.irreps_left, x.blocks, strict=True)
     ]
-    weights = (radial.hidden @ radial.matrix).reshape((num_rows * width, -1))
+    weights = weights.reshape((num_rows * width, -1))
     rows: list[dict[int, jax.Array]] = [{} for _ in product.irreps_out]
     parts = zip(
         product.orders,
         product.split_weights(weights),
-        product.split_shared(radial.shared),
+        product.split_shared(shared),
         strict=True,
     )
     for order, edge, matrices in parts:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irreps, IrrepsArray
-from eqnet.ops.product import Kernel, Radial, dense
+from eqnet.ops.product import Kernel, dense
 
 
 def random_array(irreps: Irreps, rows: tuple[int, ...], seed: int) -> IrrepsArray:
@@ -34,16 +34,16 @@ def equivariance_residual(product: Any, inversion: bool) -> float:
     return float(jnp.abs(moved - turned(product(x, y, weights), inversion).array).max())
 
 
-def edges(product: Any, seed: int = 0) -> tuple[IrrepsArray, IrrepsArray, Radial]:
-    """Two rows of three slots, the last of them padding."""
+def edges(product: Any, seed: int = 0) -> tuple[IrrepsArray, IrrepsArray, jax.Array]:
+    """Two rows of three slots, the last of them padding: x, y and weights."""
     rng = np.random.default_rng(seed)
     x, y = (
         random_array(product.irreps_left, (2, 3), 1),
         random_array(product.irreps_right, (2, 3), 2),
     )
-    hidden = rng.normal(size=(2, 3, 4))
-    hidden[1, 2] = 0
-    return x, y, Radial(jnp.asarray(hidden), jnp.asarray(rng.normal(size=(4, product.num_weights))))
+    weights = rng.normal(size=(2, 3, product.num_weights))
+    weights[1, 2] = 0
+    return x, y, jnp.asarray(weights)
 
 
 def derivatives(function: Callable[..., jax.Array], *arguments: jax.Array) -> list[jax.Array]:
@@ -70,14 +70,14 @@ def assert_close(ours: list[jax.Array], reference: list[jax.Array], tolerance: f
 
 def assert_kernel_is_dense(product: Any, kernel: Kernel, tolerance: float = 1e-11) -> None:
     """Values and derivatives to the third, with respect to all inputs, jitted."""
-    x, y, radial = edges(product)
+    x, y, weights = edges(product)
 
     def chain(kernel: Kernel) -> list[jax.Array]:
-        def function(x, y, hidden, matrix):
+        def function(x, y, weights):
             left, right = IrrepsArray(product.irreps_left, x), IrrepsArray(product.irreps_right, y)
-            return kernel(product, left, right, Radial(hidden, matrix)).array
+            return kernel(product, left, right, weights).array
 
-        return derivatives(function, x.array, y.array, radial.hidden, radial.matrix)
+        return derivatives(function, x.array, y.array, weights)
 
     assert_close(jax.jit(lambda: chain(kernel))(), jax.jit(lambda: chain(dense))(), tolerance)
 

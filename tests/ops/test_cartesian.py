@@ -229,12 +229,12 @@ def test_methods_are_the_dense_form_with_three_derivatives(name: str, method: st
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_methods_have_the_values_of_the_dense_form(name: str) -> None:
     product = PRODUCTS[name]
-    x, y, radial = edges(product)
+    x, y, weights = edges(product)
     methods = kernels("cartesian")
-    expected = methods["dense"](product, x, y, radial).array
+    expected = methods["dense"](product, x, y, weights).array
     for method, kernel in methods.items():
         if method != "matmul" or product.resolved_form == "matrix":
-            np.testing.assert_allclose(kernel(product, x, y, radial).array, expected, atol=1e-11)
+            np.testing.assert_allclose(kernel(product, x, y, weights).array, expected, atol=1e-11)
 
 
 def test_irreducible_products_have_the_factors_of_the_contractions() -> None:

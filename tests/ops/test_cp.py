@@ -83,11 +83,9 @@ def test_exact_product_is_clebsch_gordan_with_tied_path_weights(irreps: str) -> 
         paths = parts.shape[-1] // 3
         summed = parts.reshape((*parts.shape[:-1], paths, 3)).sum(-2) / np.sqrt(paths)
         np.testing.assert_allclose(block, summed, atol=1e-12)
-    x, y, radial = edges(product)
-    expected = dense(
-        reference, x, y, radial._replace(matrix=jnp.tile(radial.matrix, (1, len(reference.paths))))
-    )
-    out = CP.kernels["matrix"](product, x, y, radial)
+    x, y, weights = edges(product)
+    expected = dense(reference, x, y, jnp.tile(weights, len(reference.paths)))
+    out = CP.kernels["matrix"](product, x, y, weights)
     for block, parts in zip(out.blocks, expected.blocks, strict=True):
         paths = parts.shape[-1] // 3
         summed = parts.reshape((*parts.shape[:-1], paths, 3)).sum(-2) / np.sqrt(paths)
@@ -117,10 +115,10 @@ def test_methods_are_the_dense_form_with_three_derivatives(name: str, method: st
 @pytest.mark.parametrize("name", [*NAMES, "SO3, rank 5"])
 def test_methods_have_the_values_of_the_dense_form(name: str) -> None:
     product = product_of(name)
-    x, y, radial = edges(product)
-    expected = dense(product, x, y, radial).array
+    x, y, weights = edges(product)
+    expected = dense(product, x, y, weights).array
     for kernel in CP.kernels.values():
-        np.testing.assert_allclose(kernel(product, x, y, radial).array, expected, atol=1e-11)
+        np.testing.assert_allclose(kernel(product, x, y, weights).array, expected, atol=1e-11)
 
 
 def test_products_of_two_features() -> None:

@@ -59,11 +59,11 @@ OF_TWO_FEATURES: dict[str, Callable[[], Any]] = {
     "clebsch_gordan uvu": lambda: ClebschGordan(UNEQUAL, regrouped("2x0e+3x1o"), EVERY),
     "clebsch_gordan uuu": lambda: ClebschGordan(MIXED, NATURAL, EVERY, "uuu"),
     "clebsch_gordan uvw": lambda: ClebschGordan(UNEQUAL, NATURAL, UNEQUAL, "uvw"),
-    "gaunt": lambda: Gaunt(MIXED, NATURAL, EVERY),
-    "gaunt_bracket": lambda: GauntBracket(NATURAL, MIXED, EVERY),
-    "vector_gaunt": lambda: VectorGaunt(NATURAL, MIXED, EVERY),
-    "matrix": lambda: Matrix(NATURAL, MIXED, EVERY),
-    "cartesian": lambda: Cartesian(NATURAL, MIXED, HARMONICS),
+    "gaunt": lambda: Gaunt(MIXED, NATURAL, EVERY, "all"),
+    "gaunt_bracket": lambda: GauntBracket(NATURAL, MIXED, EVERY, "all"),
+    "vector_gaunt": lambda: VectorGaunt(NATURAL, MIXED, EVERY, "all"),
+    "matrix": lambda: Matrix(NATURAL, MIXED, EVERY, "all"),
+    "cartesian": lambda: Cartesian(NATURAL, MIXED, HARMONICS, "all"),
     "cp": lambda: CP(NATURAL, NATURAL, HARMONICS),
 }
 
@@ -200,7 +200,8 @@ class Problem:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The convolution works on several blocks of edges, the last one filled up."""
-    monkeypatch.setattr(convolution, "EDGES_AT_A_TIME", 24)
+    monkeypatch.setattr(convolution, "EDGES_AT_A_TIME", {"cpu": 24})
+    monkeypatch.setattr(convolution, "KEPT_BYTES", 0)
 
 
 @pytest.mark.usefixtures("small_blocks")
