@@ -200,6 +200,8 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
             if not _results(variant, seed, work).get("complete"):
                 jobs[number, name] = Job(name, "eqnet.scripts.train", ["--config", str(config)])
     left = len(jobs)
+    if jobs:
+        work.tell(f"training {left} times for {work.minutes:g} minutes, see {work.out}/*/log.txt")
 
     def ended(job: Job, code: int, error: str) -> None:
         nonlocal left
