@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from statistics import mean, stdev
 
 import pytest
 import small_run
 from ase.io import write
 
 from eqnet.bench_jobs import Job, share_cores, work_off
-from eqnet.bench_train import Variant, read_variants
+from eqnet.bench_train import Variant, Work, fix_split, read_variants, rows
 from eqnet.data.frame import to_atoms
 from eqnet.errors import InputError
-from eqnet.scripts import run
+from eqnet.experiment import prepare
+from eqnet.options import TrainOptions, resolve_choices
+from eqnet.run_folder import read_yaml
+from eqnet.scripts import bench_train, run
 
 TINY = (
     "--num_channels 2 --max_L 0 --max_ell 1 --num_interactions 1 --radial_MLP 4 "
@@ -34,41 +36,39 @@ def test_variants() -> None:
     assert {"clebsch_gordan", "so2"} < {variant.product for variant in read_variants(None, 1)}
 
 
-def test_same_time_same_structures_and_again(
+def test_a_comparison_and_the_same_command_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["train", *TINY, "--products", "clebsch_gordan:2,gaunt_bracket", "--minutes", "0.005"]
-    words += ["--csv", "table.csv", "--seed", "5", "--checkpoint_interval", "1000"]
+    monkeypatch.setattr(bench_train, "SECONDS", 0.05)
+    words = ["train", *TINY, "--products", "clebsch_gordan,gaunt_bracket", "--minutes", "0.005"]
+    words += ["--csv", "table.csv", "--seed", "5"]
     assert run("bench", words) == 0
     out = capsys.readouterr().out
     assert "note: gaunt_bracket: the model cannot be made" in out
-    assert "0 runs left" in out and "±" in out
-    with open("table.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    folders = [Path("bench_train") / f"clebsch_gordan-{seed}" for seed in (5, 6)]
-    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
-    forces = [result["forces_mae"] for result in results]
-    assert forces[0] != forces[1]
-    assert float(row["forces_mae"]) == pytest.approx(mean(forces), rel=1e-4)
-    assert float(row["forces_mae_std"]) == pytest.approx(stdev(forces), rel=1e-4)
-    assert [result["epochs"] for result in results] == [int(row["epochs"])] * 2
-    for result in results:  # 0.3 s, but for what the checkpoints of so short a run take
-        assert 0.1 < result["loop_cpu_seconds"] < 3
-        assert result["loop_wall_seconds"] < result["seconds"]
-    splits = [json.loads((folder / "data.json").read_text())["split"] for folder in folders]
-    assert splits[0] == splits[1]
-    assert len(splits[0]["test"]["frames"]) == 4
+    assert "0 runs left" in out and "forces MAE" in out
+    row, folder = the_row("table.csv"), Path("bench_train/clebsch_gordan-5")
+    result = json.loads((folder / "results.json").read_text())
+    for key in ("forces_mae", "energy_mae", "energy_per_atom_mae", "forces_rmse"):
+        assert float(row[key]) == pytest.approx(result[key], rel=1e-4)
+    assert (
+        result["epochs"]
+        == int(row["epochs"])
+        == read_yaml(folder / "config.yaml")["max_num_epochs"]
+    )
+    # 0.3 s, but for what the checkpoints of so short a run take
+    assert 0.1 < result["loop_cpu_seconds"] < 3
+    assert result["loop_wall_seconds"] < result["seconds"]
+    assert float(row["train_minutes"]) == pytest.approx(result["loop_cpu_seconds"] / 60, rel=1e-4)
     for name in ("force_ms", "md_step_ms", "parameters", "s_per_epoch"):
         assert float(row[name]) > 0
+    assert float(row["peak_rss_mb"]) > 50
 
-    before = [(folder / "log.txt").read_text() for folder in folders]
+    before = (folder / "log.txt").read_text()
     assert run("bench", words) == 0
     assert "runs left" not in capsys.readouterr().out
-    assert [(folder / "log.txt").read_text() for folder in folders] == before
-    with open("table.csv", newline="") as file:
-        (again,) = csv.DictReader(file)
-    measured = ("force_ms", "md_step_ms")
+    assert (folder / "log.txt").read_text() == before
+    again, measured = the_row("table.csv"), {"force_ms", "md_step_ms"}
     assert {k: v for k, v in again.items() if k not in measured} == {
         k: v for k, v in row.items() if k not in measured
     }
@@ -79,6 +79,42 @@ def test_same_time_same_structures_and_again(
     ):
         assert run("bench", [*words, *change]) == 2
         assert message in capsys.readouterr().err
+
+
+def the_row(path: str) -> dict[str, str]:
+    with open(path, newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+def test_all_seeds_have_the_same_structures(tmp_path: Path) -> None:
+    file = tmp_path / "water.xyz"
+    write(file, [to_atoms(frame) for frame in small_run.frames(12)], format="extxyz")
+    drawn = {"num_train": 5, "num_valid": 3, "num_test": 2, "r_max": 3.0}
+    options = resolve_choices(TrainOptions().replace(drawn))
+    first = prepare(options, file)
+    fixed = fix_split(first, options, tmp_path / "out")
+
+    def frames(options: TrainOptions) -> dict[str, list[int]]:
+        found = prepare(options, file).frames
+        return {role: [frame.index for frame in found[role]] for role in found}
+
+    assert frames(options.replace({"seed": 1})) != frames(options)
+    for seed in (0, 1, 2):
+        assert frames(fixed.replace({"seed": seed})) == frames(options)
+
+
+def test_mean_and_deviation_over_seeds() -> None:
+    errors = [{"forces_mae": 3.0}, {"forces_mae": 5.0}]
+    times = [{"loop_cpu_seconds": 50.0}, {"loop_cpu_seconds": 70.0}]
+    runs = {seed: errors[seed] | times[seed] for seed in (0, 1)}
+    plan = {"platform": "cpu", "epochs": 10, "peak_rss_mb": 1.0, "runs": runs}
+    work = Work(TrainOptions(), {}, 1.0, Path(), [None], print)
+    (row,) = rows({Variant("cp", "gaunt", 2): plan}, {"cp+gaunt": {"force_ms": 2.0}}, work)
+    assert (row["product"], row["node_product"], row["seeds"]) == ("cp", "gaunt", 2)
+    assert (row["train_minutes"], row["s_per_epoch"]) == (1.0, 6.0)
+    assert (row["forces_mae"], row["forces_mae_std"]) == (4.0, pytest.approx(2**0.5))
+    assert row["energy_mae"] is None
 
 
 @pytest.mark.parametrize(
