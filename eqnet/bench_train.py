@@ -201,7 +201,7 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
                 jobs[number, name] = Job(name, "eqnet.scripts.train", ["--config", str(config)])
     left = len(jobs)
     if jobs:
-        work.tell(f"training {left} times for {work.minutes:g} minutes, see {work.out}/*/log.txt")
+        work.tell(f"runs left: {left} of {work.minutes:g} minutes each, see {work.out}/*/log.txt")
 
     def ended(job: Job, code: int, error: str) -> None:
         nonlocal left
@@ -212,7 +212,7 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
         results = RunFolder(work.out, job.name).read_results()
         work.tell(
             f"{job.name}: {results.get('energy_per_atom_mae', float('nan')):.3g} meV/atom, "
-            f"{results.get('forces_mae', float('nan')):.3g} meV/A; {left} runs left"
+            f"{results.get('forces_mae', float('nan')):.3g} meV/A; runs left: {left}"
         )
 
     order = sorted(jobs, key=lambda key: key[0])

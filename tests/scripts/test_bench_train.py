@@ -46,7 +46,7 @@ def test_a_comparison_and_the_same_command_again(
     assert run("bench", words) == 0
     out = capsys.readouterr().out
     assert "note: gaunt_bracket: the model cannot be made" in out
-    assert "0 runs left" in out and "forces MAE" in out
+    assert "runs left: 0" in out and "forces MAE" in out
     row, folder = the_row("table.csv"), Path("bench_train/clebsch_gordan-5")
     result = json.loads((folder / "results.json").read_text())
     for key in ("forces_mae", "energy_mae", "energy_per_atom_mae", "forces_rmse"):
