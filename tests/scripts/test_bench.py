@@ -31,7 +31,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["opps"], "eqnet bench measures ops or model, not 'opps'"),
+        (["opps"], "eqnet bench measures ops, model or train, not 'opps'"),
         (["ops", "--lmax", "2"], "unknown option --lmax; did you mean --l_max?"),
         (["ops", "--l_max", "12"], "--l_max must be degrees from 0 to 11, not (12,)"),
         (["ops", "--l_out", "-1"], "--l_out must be a degree from 0 to 22"),
@@ -73,7 +73,7 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", []) == 0
-    assert "usage: eqnet bench {ops,model}" in capsys.readouterr().out
+    assert "usage: eqnet bench {ops,model,train}" in capsys.readouterr().out
 
 
 def test_ops_on_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
