@@ -43,7 +43,7 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
 
     known, wanted = (_methods(product, node_product, m) for m in ("all", methods))
     if not wanted or not (methods == "all" or set(_split(methods, "methods")) <= set(wanted)):
-        raise InputError(f"--methods {methods}: {product} has auto, {', '.join(known)}")
+        raise InputError(f"--methods {methods}: {product} has default, auto, {', '.join(known)}")
     return [case(method) for method in wanted]
 
 
@@ -121,9 +121,9 @@ def _methods(product: str, node_product: str | None, wanted: str) -> list[str]:
     """Those of the wanted methods that a model has; node_product is None if it has no powers."""
     edge = kernels(product)
     node = () if node_product is None else power_class(product, node_product).methods
-    known = ["auto", *dict.fromkeys([*edge, *node])]
+    known = ["default", "auto", *dict.fromkeys([*edge, *node])]
     if wanted == "all":
-        return known[1:]
+        return known[2:]
     return [method for method in _split(wanted, "methods") if method in known]
 
 

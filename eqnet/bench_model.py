@@ -167,7 +167,7 @@ def _row(
     return {
         "product": case.product,
         "node_product": case.node_product,
-        "method": case.method,
+        "method": _method(case, program.potential.model),
         "dtype": work.dtype,
         "threads": cores(),
         "structure": work.frame.name,
@@ -186,6 +186,14 @@ def _row(
         "operations": program.operations,
         "matmul_peak_fraction": program.operations / best / machine.matmul,
     }
+
+
+def _method(case: Case, model: Any) -> str:
+    """As the case calls it, with what each layer got of 'auto': 'auto (rows, so2; trees)'."""
+    if case.method != "auto":
+        return case.method
+    uses = [", ".join(names if len(set(names)) > 1 else names[:1]) for names in model.methods]
+    return f"auto ({'; '.join(uses)})"
 
 
 def _training_row(work: Work, training: Training | None, timing: Timing | None) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class EqnetCalculator(Calculator):
         dtype: 'float32' or 'float64', the precision of weights and messages.
         skin: neighbours are found up to cutoff + skin (angstrom) and used again until an atom has
             moved more than half the skin; results do not depend on it. 0 finds them every time.
-        method: which algorithm computes the products of a model file.
+        method: which algorithm computes the products of a model file, see `eqnet.load`.
         verify: replay the examples of a model file before use.
 
     Raises:
@@ -79,7 +79,7 @@ class EqnetCalculator(Calculator):
         dtype: str = "float32",
         skin: float = 0.0,
         *,
-        method: str = "auto",
+        method: str = "default",
         verify: bool = True,
         **kwargs: Any,
     ) -> None:

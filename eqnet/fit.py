@@ -23,6 +23,7 @@ from eqnet.data.batches import Loader, Targets
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.interrupt import Interrupt
+from eqnet.ops.timing import Clock
 from eqnet.optimizer import Plateau
 from eqnet.options import TrainOptions
 from eqnet.progress import Pace, Progress
@@ -76,7 +77,8 @@ class Fit:
         self.best: Weights = training.copied(state.params)
         self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
         self._saved, self._looked = self.begun, 0.0
-        self._seconds_before = 0.0
+        self._before = self.position
+        self._loop = Clock.now()
         self._pace = Pace()
 
     # ------------------------------------------------------------------------------ the whole
@@ -88,6 +90,7 @@ class Fit:
             InputError: the loss became infinite or NaN, or no checkpoint can be written.
         """
         self._restore()
+        self._loop = Clock.now()
         with Interrupt() as interrupt, self.progress.start(self.epochs):
             stop = self._finished()
             while stop is None:
@@ -130,7 +133,7 @@ class Fit:
         step, tree, position = found
         self.state, self.best = tree["state"], tree["best"]
         self.position = Position(**position)
-        self._seconds_before = self.position.seconds
+        self._before = self.position
         self._pace.epoch(self.position.step * self.train.batch_size, self._working())
         self.history.restart(self.position.epoch)
         if step:
@@ -147,7 +150,14 @@ class Fit:
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         self._check_finite()
-        self.position = replace(self.position, seconds=self._seconds())
+        spent, before = self._loop.until_now(), self._before
+        compiling = [self.step, self.validation]
+        self.position = replace(
+            self.position,
+            seconds=self._seconds(),
+            loop_wall=before.loop_wall + spent.wall - sum(p.seconds for p in compiling),
+            loop_cpu=before.loop_cpu + spent.cpu - sum(p.cpu_seconds for p in compiling),
+        )
         self.history.sync()
         tree = {"state": self.state, "best": self.best}
         self.checkpoints.save(self.position.step, tree, asdict(self.position))
@@ -381,7 +391,7 @@ class Fit:
         )
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self.begun
+        return self._before.seconds + time.monotonic() - self.begun
 
     def _working(self) -> float:
         """Seconds of this process that were not spent compiling."""

@@ -150,7 +150,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     dtype: str = "float32",
-    method: str = "auto",
+    method: str = "default",
     verify: bool = True,
 ) -> Potential:
     """Open a model file.
@@ -158,7 +158,8 @@ def load(
     Args:
         path: the file.
         dtype: 'float32' or 'float64', the precision of weights and messages.
-        method: which algorithm computes the model's products; any of them reads any file.
+        method: which algorithm computes the model's products, any reads any file: 'default', 'auto'
+            for the fastest on this device (timed once, which takes some seconds), or a name.
         verify: replay the examples in the file and refuse the model when it disagrees.
 
     Raises:

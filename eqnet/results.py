@@ -102,6 +102,8 @@ def _facts(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "epochs": position.epoch,
         "best_epoch": position.best_epoch,
         "seconds": round(position.seconds, 1),
+        "loop_wall_seconds": round(position.loop_wall, 2),  # without compilation
+        "loop_cpu_seconds": round(position.loop_cpu, 2),
         "structures": {role: len(frames) for role, frames in experiment.frames.items()},
     }
 

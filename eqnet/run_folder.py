@@ -81,7 +81,7 @@ class RunFolder:
             InputError: listing what differs.
         """
         before = read_yaml(self.config)
-        now, free = _plain(options.flat()), free_options(options)
+        now, free = plain(options.flat()), free_options(options)
         different = [
             f"{name} was {before.get(name)}, is {now.get(name)}"
             for name in now
@@ -124,7 +124,7 @@ class RunFolder:
         header = (
             f"# eqnet {version('eqnet')}\n# again or further: eqnet train --config {self.config}\n"
         )
-        write(self.config, header + yaml.safe_dump(_plain(options.flat()), sort_keys=False))
+        write(self.config, header + yaml.safe_dump(plain(options.flat()), sort_keys=False))
 
     def read_results(self) -> dict[str, Any]:
         """What results.json holds; nothing if there is none."""
@@ -223,6 +223,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as YAML gives them back."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -8,7 +8,6 @@ finite) is decided on the device.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ from flax import nnx
 
 from eqnet import losses
 from eqnet.graph import AtomGraph
+from eqnet.ops.timing import Clock
 from eqnet.optimizer import course, ema_decay, optimizer
 from eqnet.options import LossOptions, OptimizerOptions
 from eqnet.potential import Potential
@@ -72,6 +72,8 @@ class Position:
     plateau_loss: float = math.inf
     plateau_epoch: int = 0
     seconds: float = 0.0  # of all processes that worked on the run
+    loop_wall: float = 0.0  # seconds of them in the loop, without compilation
+    loop_cpu: float = 0.0  # CPU seconds of all threads meanwhile
 
 
 class Stop(NamedTuple):
@@ -235,6 +237,7 @@ class Program:
     Attributes:
         compilations: how many there have been.
         seconds: spent in them.
+        cpu_seconds: of all threads meanwhile.
     """
 
     def __init__(
@@ -248,7 +251,7 @@ class Program:
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._announce = announce
         self.compilations = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def __call__(self, first: Any, graph: AtomGraph, targets: Targets) -> Any:
         """The value of the function; the first argument is lost if it is donated."""
@@ -256,11 +259,13 @@ class Program:
         compiled = self._compiled.get(key)
         if compiled is None:
             self._announce(graph)
-            start = time.perf_counter()
+            start = Clock.now()
             compiled = self._jitted.lower(first, graph, targets).compile()
             self._compiled[key] = compiled
             self.compilations += 1
-            self.seconds += time.perf_counter() - start
+            spent = start.until_now()
+            self.seconds += spent.wall
+            self.cpu_seconds += spent.cpu
         return compiled(first, graph, targets)
 
 

@@ -18,8 +18,15 @@ from flax import nnx
 from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps
 from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
-from eqnet.ops import choose_methods, edge_product, node_power, refuse_idle_bracket
-from eqnet.ops.convolution import Convolution
+from eqnet.ops import (
+    choose_convolution,
+    choose_methods,
+    choose_power_method,
+    edge_product,
+    method_name,
+    node_power,
+    refuse_idle_bracket,
+)
 from eqnet.ops.product import NodePower
 from eqnet.ops.radial import RadialNetwork
 
@@ -86,7 +93,7 @@ class Interaction(nnx.Module):
         irreps_residual: Irreps | None,
         *,
         rngs: nnx.Rngs,
-        convolve: Convolution,
+        method: str,
     ):
         num_elements = len(config.elements)
         self.avg_num_neighbors = config.avg_num_neighbors
@@ -98,7 +105,7 @@ class Interaction(nnx.Module):
             needed=irreps_out,
             rank=config.rank,
         )
-        self.convolve = convolve
+        self.convolve = choose_convolution(self.product, method)
         self.up = Linear(irreps_in, irreps_in, rngs=rngs)
         self.radial = RadialNetwork(
             config.num_radial_basis, config.radial_MLP, self.product, rngs=rngs
@@ -136,7 +143,7 @@ class ProductBasis(nnx.Module):
     """Powers of A with weights by element, then a linear map and the residual connection."""
 
     def __init__(self, power: NodePower, num_elements: int, *, rngs: nnx.Rngs, method: str):
-        self.power, self.method = power, method
+        self.power, self.method = power, choose_power_method(power, method)
         irreps_in, irreps_out = power.irreps_in, power.irreps_out
         shape = (num_elements, power.num_weights, irreps_in[0].mul)
         scale = power.initial_scale()[:, None]
@@ -170,16 +177,17 @@ class MACE(nnx.Module):
     Args:
         config: hyper-parameters.
         rngs: source of the initial weights.
-        method: how the products are computed, see `eqnet.ops.choose_methods`.
+        method: how the products are computed: 'default', 'auto' for the fastest of each here, or
+            the name of one, see `eqnet.ops.choose_methods`.
     """
 
-    def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs, method: str = "auto"):
+    def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs, method: str = "default"):
         self.config = config
         hidden = config.irreps()
         scalars = Irreps([m for m in hidden if str(m.ir) == "0e"])
         num_scalars, num_elements = scalars.dim, len(config.elements)
         basis = spherical_irreps(config.max_ell) * num_scalars
-        convolve, power_method = choose_methods(config.product, config.node_product, method)
+        edge_method, node_method = choose_methods(config.product, config.node_product, method)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_elements, num_scalars)))
         interactions, products, readouts = [], [], []
         irreps_in = scalars
@@ -188,12 +196,12 @@ class MACE(nnx.Module):
             irreps_out = scalars if last else hidden
             residual = irreps_out if layer > 0 or config.first_residual else None
             interactions.append(
-                Interaction(config, irreps_in, basis, residual, rngs=rngs, convolve=convolve)
+                Interaction(config, irreps_in, basis, residual, rngs=rngs, method=edge_method)
             )
             power = node_power(
                 config.product, config.node_product, basis, irreps_out, config.correlation
             )
-            products.append(ProductBasis(power, num_elements, rngs=rngs, method=power_method))
+            products.append(ProductBasis(power, num_elements, rngs=rngs, method=node_method))
             nonlinear = last and layer > 0
             readouts.append(
                 Readout(num_scalars, config.MLP_channels if nonlinear else None, rngs=rngs)
@@ -203,6 +211,12 @@ class MACE(nnx.Module):
         self.interactions = nnx.List(interactions)
         self.products = nnx.List(products)
         self.readouts = nnx.List(readouts)
+
+    @property
+    def methods(self) -> tuple[list[str], list[str]]:
+        """Methods of the convolutions and of the powers, layer by layer."""
+        edge = [method_name(layer.product, layer.convolve) for layer in self.interactions]
+        return edge, [layer.method for layer in self.products]
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""

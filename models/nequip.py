@@ -30,7 +30,7 @@ from eqnet.layers import (
     select,
     silu,
 )
-from eqnet.ops import choose_convolution, edge_product, refuse_idle_bracket
+from eqnet.ops import choose_convolution, edge_product, method_name, refuse_idle_bracket
 from eqnet.ops.radial import RadialNetwork
 
 
@@ -114,7 +114,7 @@ class Interaction(nnx.Module):
             needed=Irreps("0e"),
             rank=config.rank,
         )
-        self.convolve = choose_convolution(config.product, method)
+        self.convolve = choose_convolution(self.product, method)
         reached = {ir for _, ir in self.product.irreps_out}
         self.gate = Gate(Irreps([m for m in irreps_target if m.ir in reached]), gates=silu)
         self.up = Linear(irreps_in, irreps_in, rngs=rngs)
@@ -163,10 +163,11 @@ class NequIP(nnx.Module):
     Args:
         config: hyper-parameters.
         rngs: source of the initial weights.
-        method: how the convolution is computed, a key of `eqnet.ops` methods, or 'auto'.
+        method: how the convolutions are computed: 'default', 'auto' for the fastest of each layer
+            here, or the name of one, see `eqnet.ops.choose_convolution`.
     """
 
-    def __init__(self, config: NequIPConfig, *, rngs: nnx.Rngs, method: str = "auto"):
+    def __init__(self, config: NequIPConfig, *, rngs: nnx.Rngs, method: str = "default"):
         self.config = config
         hidden = config.irreps()
         scalars = Irreps([m for m in hidden if m.ir == Irrep(0, 1)])
@@ -183,6 +184,11 @@ class NequIP(nnx.Module):
         # Two linear maps without a nonlinearity between them, as published.
         widths = (scalars.dim, config.MLP_channels, 1)
         self.readout = MLP(widths, rngs=rngs, activation=identity)
+
+    @property
+    def methods(self) -> tuple[list[str]]:
+        """Methods of the convolutions, layer by layer."""
+        return ([method_name(layer.product, layer.convolve) for layer in self.layers],)
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""

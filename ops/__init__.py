@@ -5,6 +5,7 @@ from typing import Any
 
 from eqnet.irreps import Irreps
 from eqnet.ops.cartesian import Cartesian
+from eqnet.ops.choose import fastest, fastest_power
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.convolution import Convolution
 from eqnet.ops.cp import CP
@@ -119,44 +120,70 @@ def node_power(
     return power_class(product, node_product)(irreps_in, irreps_out, correlation)
 
 
-def kernels(product: str) -> dict[str, Kernel]:
+def kernels(product: str | Product) -> dict[str, Kernel]:
     """All methods of a product on edges, the default first, the plain one last."""
-    return {**find(product, PRODUCTS, "product").kernels, "dense": dense}
+    made = find(product, PRODUCTS, "product") if isinstance(product, str) else product
+    return {**made.kernels, "dense": dense}
 
 
 def choose_methods(
-    product: str, node_product: str = "", method: str = "auto"
-) -> tuple[Convolution, str]:
-    """How to compute the convolution and the powers of a model.
+    product: str, node_product: str = "", method: str = "default"
+) -> tuple[str, str]:
+    """The methods of the convolutions and of the powers of a model, from one name.
 
     Args:
-        product: of the convolution.
+        product: of the convolutions.
         node_product: of the powers, see `power_class`.
-        method: 'auto' for the default of each; otherwise a method of one of them or of both, and
-            what does not have it keeps its default.
+        method: 'default', 'auto', or a method of one of them or of both; what does not have it
+            keeps its default.
 
     Raises:
         ValueError: neither has a method of this name.
     """
     edge, node = kernels(product), power_class(product, node_product).methods
-    if method != "auto" and method not in edge and method not in node:
+    if method in ("default", "auto"):
+        return method, method
+    if method not in edge and method not in node:
         known = ", ".join(dict.fromkeys([*edge, *node]))
         raise ValueError(f"{product} has no method {method!r}; it has: {known}")
-    return (
-        Convolution(edge.get(method, next(iter(edge.values())))),
-        method if method in node else node[0],
-    )
+    return method if method in edge else "default", method if method in node else "default"
 
 
-def choose_convolution(product: str, method: str = "auto") -> Convolution:
-    """The convolution that computes a product by a method; 'auto' is the product's default.
+def choose_convolution(product: Product, method: str = "default") -> Convolution:
+    """The convolution that computes a product.
+
+    Args:
+        product: with one channel on the right.
+        method: 'default' for its first method; 'auto' for the fastest here, which is timed if it
+            never was (`choose.fastest`); or the name of one.
 
     Raises:
         ValueError: the product has no method of this name.
     """
-    edge = kernels(product)
+    known = kernels(product)
     if method == "auto":
-        return Convolution(next(iter(edge.values())))
-    if method not in edge:
-        raise ValueError(f"{product} has no method {method!r}; it has: {', '.join(edge)}")
-    return Convolution(edge[method])
+        method = fastest(product, product.kernels)
+    return Convolution(known[_named(product.declaration.name, list(known), method)])
+
+
+def choose_power_method(power: NodePower, method: str = "default") -> str:
+    """The name of the method for powers; arguments as of `choose_convolution`.
+
+    Raises:
+        ValueError: they have no method of this name.
+    """
+    if method == "auto":
+        method = fastest_power(power, [name for name in power.methods if name != "dense"])
+    return _named(type(power).__name__, power.methods, method)
+
+
+def method_name(product: Product, convolve: Convolution) -> str:
+    """What the method is called by which a convolution computes this product."""
+    return next(name for name, kernel in kernels(product).items() if kernel is convolve.kernel)
+
+
+def _named(name: str, known: Sequence[str], method: str) -> str:
+    """A method of `known`, the first for 'default'."""
+    if method != "default" and method not in known:
+        raise ValueError(f"{name} has no method {method!r}; it has: {', '.join(known)}")
+    return known[0] if method == "default" else method

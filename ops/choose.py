@@ -7,13 +7,11 @@ chosen: the second program that asks gets the answer of the first.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,15 +20,19 @@ import numpy as np
 
 from eqnet.graph import AtomGraph
 from eqnet.irreps import IrrepsArray
+from eqnet.ops import choices
 from eqnet.ops.convolution import Convolution
-from eqnet.ops.product import Kernel, Product, Radial
+from eqnet.ops.product import Kernel, NodePower, Product, Radial
 from eqnet.ops.timing import Clock, take_turns
 
 EDGES = 600  # of the convolution that is timed
 NEIGHBORS = 20  # of an atom, where there are edges enough
 WIDTH = 64  # hidden layer of the radial network
+ATOMS = 200  # of the power that is timed
 CLEARLY = 0.95  # of the time of the default: less is no reason to leave it
 SECONDS = 8.0  # after which no further method is compiled
+
+Energy = Callable[..., jax.Array]  # a scalar of the arrays that have gradients
 
 
 def fastest(product: Product, kernels: Mapping[str, Kernel], dtype: Any = None) -> str:
@@ -42,64 +44,106 @@ def fastest(product: Product, kernels: Mapping[str, Kernel], dtype: Any = None) 
         dtype: of features and weights; that of JAX's floats if None.
 
     Returns:
-        A name of `kernels`: from the disk, or timed now, which takes some seconds.
+        A name of `kernels`: from the disk, or timed now, which takes some seconds. The default if
+        none takes these irreps.
     """
-    if len(kernels) == 1:
-        return next(iter(kernels))
+
+    def energy(kernel: Kernel, x: jax.Array, y: jax.Array, radial: Radial) -> jax.Array:
+        left, right = IrrepsArray(product.irreps_left, x), IrrepsArray(product.irreps_right, y)
+        out = Convolution(kernel)(product, left, right, radial, ring(EDGES))
+        return jnp.sum(out.array**2)
+
+    energies = {name: partial(energy, kernel) for name, kernel in kernels.items()}
+    return _fastest(product, energies, partial(_edge_arguments, product), dtype)
+
+
+def fastest_power(power: NodePower, methods: Sequence[str], dtype: Any = None) -> str:
+    """The fastest method for the powers of some atoms and their gradients; see `fastest`."""
+
+    def energy(method: str, x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.sum(power(IrrepsArray(power.irreps_in, x), weights, method).array ** 2)
+
+    energies = {name: partial(energy, name) for name in methods}
+    return _fastest(power, energies, partial(_power_arguments, power), dtype)
+
+
+def _fastest(
+    product: Product | NodePower,
+    energies: Mapping[str, Energy],
+    arguments: Callable[[Any], tuple[Any, ...]],
+    dtype: Any,
+) -> str:
+    """A name of `energies`, functions of the arguments in a precision."""
+    default = next(iter(energies))
+    if len(energies) == 1:
+        return default
     dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
     device: Any = jax.config.values["jax_default_device"] or jax.devices()[0]
-    key = _key(product, kernels, dtype, device)
-    path = _file(key)
-    found = _read(path, key) or ""
-    if found not in kernels:
+    device = jax.devices(device)[0] if isinstance(device, str) else device
+    key = _key(product, energies, dtype, device)
+    found = choices.read(key)
+    if found not in energies:
         # a thread of its own: the caller may be tracing a program, and this is none of it
         with ThreadPoolExecutor(1) as pool:
-            times = pool.submit(_times, product, kernels, dtype, device).result()
-        default = next(iter(times))
-        found = min(times, key=lambda name: times[name] * (1 if name == default else 1 / CLEARLY))
-        _write(path, {"key": key, "method": found, "milliseconds": times})
+            times = pool.submit(_times, energies, arguments, dtype, device).result()
+        if not times:
+            return default  # it says what is wrong better than a clock
+        first = next(iter(times))
+        found = min(times, key=lambda name: times[name] * (1 if name == first else 1 / CLEARLY))
+        choices.write(key, found, times)
     return found
 
 
+def _key(product: Any, methods: Mapping[str, Any], dtype: Any, device: Any) -> str:
+    """Everything the choice depends on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = [version(name) for name in ("eqnet", "jax", "jaxlib")]
+    parts = (repr(product), tuple(methods), str(dtype), device.device_kind, cores, *versions)
+    return " ".join(map(str, parts))
+
+
 def _times(
-    product: Product, kernels: Mapping[str, Kernel], dtype: Any, device: Any
+    energies: Mapping[str, Energy],
+    arguments: Callable[[Any], tuple[Any, ...]],
+    dtype: Any,
+    device: Any,
 ) -> dict[str, float]:
-    """Milliseconds of each kernel; later ones are left out when time is up or they cannot."""
+    """Milliseconds of the gradients; methods are left out when time is up or they cannot."""
     start, calls = Clock.now(), {}
     with jax.default_device(device), jax.enable_x64(dtype == np.float64):
-        arguments = _arguments(product, dtype)
-        for name, kernel in kernels.items():
-            if calls and start.until_now().wall > SECONDS:
+        arrays = arguments(dtype)
+        for name, energy in energies.items():
+            # the lesser clock: other work on the machine does not decide
+            if calls and min(start.until_now()) > SECONDS:
                 break
+            gradients: Any = jax.jit(jax.grad(energy, tuple(range(len(arrays)))))
             try:
-                compiled = _gradients(product, kernel).lower(*arguments).compile()
+                compiled = gradients.lower(*arrays).compile()
             except ValueError:  # a method that does not take these irreps
                 continue
-            calls[name] = lambda compiled=compiled: compiled(*arguments)
+            calls[name] = partial(compiled, *arrays)
         timings = take_turns(calls, seconds=0.2, most=20)
     return {name: 1e3 * timing.best(device.platform) for name, timing in timings.items()}
 
 
-def _gradients(product: Product, kernel: Kernel) -> Any:
-    convolve, graph = Convolution(kernel), ring(EDGES)
-
-    def energy(x: jax.Array, y: jax.Array, radial: Radial) -> jax.Array:
-        left, right = IrrepsArray(product.irreps_left, x), IrrepsArray(product.irreps_right, y)
-        return jnp.sum(convolve(product, left, right, radial, graph).array ** 2)
-
-    return jax.jit(jax.grad(energy, (0, 1, 2)))
-
-
-def _arguments(product: Product, dtype: Any) -> tuple[jax.Array, jax.Array, Radial]:
-    rng = np.random.default_rng(0)
+def _edge_arguments(product: Product, dtype: Any) -> tuple[jax.Array, jax.Array, Radial]:
     rows = ring(EDGES).neighbors.shape
-
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape), dtype)
-
+    normal = _normal(dtype)
     shared = normal(product.num_shared) if product.num_shared else None
     radial = Radial(normal(*rows, WIDTH), normal(WIDTH, product.num_weights) / WIDTH**0.5, shared)
     return normal(rows[0], product.irreps_left.dim), normal(*rows, product.irreps_right.dim), radial
+
+
+def _power_arguments(power: NodePower, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    normal = _normal(dtype)
+    weights = normal(ATOMS, power.num_weights, list(power.irreps_in)[0].mul)
+    return normal(ATOMS, power.irreps_in.dim), weights
+
+
+def _normal(dtype: Any) -> Callable[..., jax.Array]:
+    """Normal numbers of a shape."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
 
 
 def ring(edges: int) -> AtomGraph:
@@ -131,45 +175,3 @@ def ring(edges: int) -> AtomGraph:
         atom_mask=np.ones(atoms, bool),
         structure_mask=np.ones(1, bool),
     )
-
-
-# ------------------------------------------------------------------------------------ the disk
-
-
-def _key(product: Product, kernels: Mapping[str, Kernel], dtype: Any, device: Any) -> str:
-    """Everything the choice depends on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = [version(name) for name in ("eqnet", "jax", "jaxlib")]
-    parts = (repr(product), tuple(kernels), str(dtype), device.device_kind, cores, *versions)
-    return " ".join(map(str, parts))
-
-
-def _file(key: str) -> Path | None:
-    """In the user's cache folder; None where there can be none."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folder = base / "eqnet" / "methods"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-
-def _read(path: Path | None, key: str) -> str | None:
-    try:
-        choice = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        return choice.get("method") if choice.get("key") == key else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _write(path: Path | None, choice: dict[str, Any]) -> None:
-    """The whole file or nothing; a folder that cannot be written costs only the next timing."""
-    if path is None:
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
-"""`eqnet bench ops` and `eqnet bench model`: what products and models cost on this machine.
+"""`eqnet bench ops`, `model` and `train`: what products and models cost, and what they are worth.
 
 eqnet bench ops --l_max 1 2 3 4 --threads 1 --csv ops.csv --plot ops.png
 eqnet bench ops --use node --products gaunt,clebsch_gordan --paths all
 eqnet bench model model.eqnet --structures water.xyz --methods all
 eqnet bench model --products clebsch_gordan,gaunt --structures water.xyz --json out.json
+eqnet bench train water.xyz --num_test 100 --products clebsch_gordan:3,gaunt:3,cp --minutes 10
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from importlib import import_module
 
 from eqnet.errors import InputError
 
-USAGE = """usage: eqnet bench {ops,model} [options]
+USAGE = """usage: eqnet bench {ops,model,train} [options]
 
-Measure on this machine what tensor products or whole models cost.
+Measure on this machine what tensor products or whole models cost, and what they are worth.
 
   ops    every product x method, and other libraries that are installed, at the same tasks
   model  energy and forces, and training, of a model file or of any configuration
+  train  test errors of models that trained on your data for the same time
 
-`eqnet bench ops --help` and `eqnet bench model --help` list the options."""
+`eqnet bench ops --help` and the like list the options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kind in ("-h", "--help"):
         print(USAGE)
         return 0
-    if kind not in ("ops", "model"):
-        raise InputError(f"eqnet bench measures ops or model, not {kind!r}: write one of them")
-    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compile times are measured
+    if kind not in ("ops", "model", "train"):
+        raise InputError(f"eqnet bench measures ops, model or train, not {kind!r}")
+    if kind != "train":  # compile times are measured
+        os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
     return import_module(f"eqnet.scripts.bench_{kind}").main(argv[1:])
 
 

@@ -42,7 +42,7 @@ class ModelBenchOptions:
     """Structures of a step of training, the first of the file; 0 to leave the training out."""
     products: Annotated[str | None, default("that of the model", "NAME,NAME")] = None
     """Tensor products to compare, or all."""
-    methods: Annotated[str | None, default("auto", "NAME,NAME")] = None
+    methods: Annotated[str | None, default("default", "NAME,NAME")] = None
     """Methods to compare for each of them, or all."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision."""
@@ -111,7 +111,7 @@ def _check_model(options: ModelBenchOptions) -> None:
     check(TrainOptions(model=model))
     if options.products is not None and model.product is not None:
         raise InputError("--product and --products say the same thing twice: give one of them")
-    if options.methods is not None and model.method != "auto":
+    if options.methods is not None and model.method != "default":
         raise InputError("--method and --methods say the same thing twice: give one of them")
     outputs = {name: getattr(options, name) for name in ("csv", "json")}
     check_outputs(outputs, SUFFIXES)

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = read_options(list(sys.argv[1:] if argv is None else argv))
     check(options)
-    _find_files(options.data)
+    find_files(options.data)
     options = resolve_choices(options)
     if options.run.wandb_project is not None and find_spec("wandb") is None:
         raise InputError("--wandb_project needs the package wandb: pip install wandb")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(options, Progress(), started)
 
 
-def _find_files(data: DataOptions) -> None:
+def find_files(data: DataOptions) -> None:
     """Refuse a missing file before JAX is loaded, which takes seconds."""
     for path in (data.train_file, data.valid_file, data.test_file, data.split_file):
         if path is not None and not Path(path).exists():
@@ -89,8 +89,8 @@ def read_options(argv: list[str]) -> TrainOptions:
     """Options of a command line: its flags, then those of --config, then the defaults."""
     from eqnet.scripts.command_line import from_file, parse
 
-    argv = _file_first(argv)
-    file = _value_of("config", argv)
+    argv = file_first(argv)
+    file = value_of("config", argv)
     default = TrainOptions()
     if file is not None:
         default = default.replace(from_file(TrainOptions, Path(file)))
@@ -99,11 +99,11 @@ def read_options(argv: list[str]) -> TrainOptions:
     )
     options = command.options
     if options.data.train_file is None:
-        options = _demo(options)
+        options = with_demo(options)
     return options
 
 
-def _demo(options: TrainOptions) -> TrainOptions:
+def with_demo(options: TrainOptions) -> TrainOptions:
     """The settings of the built-in example, as far as nothing else was asked for."""
     plain = TrainOptions().flat()
     given = {name: value for name, value in options.flat().items() if value != plain[name]}
@@ -114,7 +114,7 @@ def _demo(options: TrainOptions) -> TrainOptions:
     return options.replace({**settings, **given})
 
 
-def _file_first(argv: list[str]) -> list[str]:
+def file_first(argv: list[str]) -> list[str]:
     """`--train_file FILE`, as it is spelt in YAML, is FILE."""
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
@@ -126,7 +126,8 @@ def _file_first(argv: list[str]) -> list[str]:
     return argv
 
 
-def _value_of(option: str, argv: list[str]) -> str | None:
+def value_of(option: str, argv: list[str]) -> str | None:
+    """What follows --option, or comes after its `=`; None if it is not there."""
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name == f"--{option}":

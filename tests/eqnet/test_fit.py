@@ -56,6 +56,7 @@ def kill_after(fit: Fit, steps: int) -> None:
         return step(*args)
 
     dying.compilations, dying.seconds = 0, 0.0  # type: ignore[attr-defined]
+    dying.cpu_seconds = 0.0  # type: ignore[attr-defined]
     fit.step = dying  # type: ignore[assignment]
 
 
@@ -78,6 +79,7 @@ def check_resume(tmp_path: Path, name: str) -> None:
     values = {"max_num_epochs": 4, **BASES[name]}
     unbroken = small_run.fit(tmp_path / "unbroken", small_run.options(**values)).run()
     assert unbroken.complete and unbroken.position.step == 16
+    assert 0 < unbroken.position.loop_wall < unbroken.position.seconds
     broken = small_run.options(**values, checkpoint_interval=0.0)
     for steps in (1, 4, 6) if name == "cosine" else (6,):
         fit = small_run.fit(tmp_path / "broken", broken)
@@ -164,6 +166,7 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
         return step(*args)
 
     interrupted.compilations, interrupted.seconds = 0, 0.0  # type: ignore[attr-defined]
+    interrupted.cpu_seconds = 0.0  # type: ignore[attr-defined]
     fit.step = interrupted  # type: ignore[assignment]
     end = fit.run()
     assert (end.signal, end.complete, end.position.step) == (signal.SIGTERM, False, 7)

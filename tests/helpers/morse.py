@@ -28,7 +28,7 @@ class MorseConfig:
 class Morse(nnx.Module):
     """E = 1/2 sum_ij D (x^2 - 2 x) f(r), x = exp(-a (r - r0)); f has two continuous derivatives."""
 
-    def __init__(self, config: MorseConfig, *, rngs: nnx.Rngs, method: str = "auto") -> None:
+    def __init__(self, config: MorseConfig, *, rngs: nnx.Rngs, method: str = "default") -> None:
         self.config = config
         number = len(config.elements)
         self.depth = nnx.Param(0.4 + 0.1 * jax.random.uniform(rngs.params(), (number,)))

@@ -29,7 +29,7 @@ class PairsConfig:
 class Pairs(nnx.Module):
     """E = 1/2 sum_ij a (1 + s_i + s_j) (r_c^2 - r_ij^2)^2, with s the species index."""
 
-    def __init__(self, config: PairsConfig | None = None, *, rngs=None, method="auto") -> None:
+    def __init__(self, config: PairsConfig | None = None, *, rngs=None, method="default") -> None:
         self.config = config or PairsConfig()
         self.strength = nnx.Param(jnp.asarray(STRENGTH))
 

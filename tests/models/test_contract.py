@@ -26,7 +26,7 @@ ELEMENTS, CUTOFF = (1, 6, 8), 3.2
 ATOMS, SLOTS, GROUPS = 14, 28, 4  # one shape for nearly all tests: one compilation per model
 
 
-def mace(method: str = "auto", product: str = "clebsch_gordan") -> nnx.Module:
+def mace(method: str = "default", product: str = "clebsch_gordan") -> nnx.Module:
     config = MACEConfig(
         ELEMENTS, r_max=CUTOFF, hidden_irreps="3x0e+3x1o", max_ell=2, num_interactions=2,
         radial_MLP=(8,), MLP_channels=4, avg_num_neighbors=4.0, product=product,
@@ -34,7 +34,7 @@ def mace(method: str = "auto", product: str = "clebsch_gordan") -> nnx.Module:
     return MACE(config, rngs=nnx.Rngs(1), method=method)
 
 
-def nequip(method: str = "auto") -> nnx.Module:
+def nequip(method: str = "default") -> nnx.Module:
     config = NequIPConfig(
         ELEMENTS, r_max=CUTOFF, hidden_irreps="4x0e+1x0o+2x1o+1x1e", num_interactions=3,
         radial_MLP=(8,), MLP_channels=4, avg_num_neighbors=4.0, layer_norm=True, residual=True,
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
     "nequip": (nequip, False),
     "mace, gaunt": (partial(mace, product="gaunt"), False),
-    "repulsion": (lambda method="auto": nothing, True),
+    "repulsion": (lambda method="default": nothing, True),
 }
 
 

@@ -32,7 +32,7 @@ def potential_of(reference: Mapping[str, np.ndarray]) -> Potential:
         k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in names
     }
     config = MACEConfig(**given)
-    model = MACE(config, rngs=nnx.Rngs(0), method="auto")
+    model = MACE(config, rngs=nnx.Rngs(0))
     weights = {k[8:]: v for k, v in reference.items() if k.startswith("weights/")}
     convert(config, weights, float(reference["silu_constant"]), model)
     number = len(config.elements)

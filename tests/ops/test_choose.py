@@ -12,11 +12,20 @@ import jax.numpy as jnp
 import pytest
 
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
-from eqnet.ops import choose
+from eqnet.ops import (
+    choices,
+    choose,
+    choose_convolution,
+    choose_methods,
+    choose_power_method,
+    method_name,
+)
 from eqnet.ops.clebsch_gordan import ClebschGordan
+from eqnet.ops.gaunt_power import GauntPower
 from eqnet.ops.product import Radial, dense
 
 PRODUCT: Any = ClebschGordan(Irreps("4x0e+4x1o"), spherical_irreps(1), Irreps("0e+1o"))
+POWER = GauntPower(Irreps("2x0e+2x1o"), Irreps("2x0e"), 2)
 
 
 def slow(product: Any, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
@@ -40,6 +49,8 @@ KERNELS: dict[str, Any] = {"impossible": impossible, "slow": slow, "dense": dens
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(choose, "EDGES", 12)
+    monkeypatch.setattr(choose, "ATOMS", 4)
+    monkeypatch.setattr(choices, "UNWRITTEN", {})
     return tmp_path / "eqnet" / "methods"
 
 
@@ -63,7 +74,7 @@ def test_the_choice_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert choose.fastest(PRODUCT, {"dense": dense}) == "dense"  # nothing to choose
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"key": "another", "method": "slow"}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "another", "method": "slow"}', "{"])
 def test_damaged_and_foreign_files_are_replaced(
     folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -107,6 +118,54 @@ def test_without_a_folder_and_inside_a_trace(folder: Path, monkeypatch: pytest.M
 
     assert program(jnp.ones(())) == 2
     assert chosen == ["dense"]
+    # what cannot be written lasts as long as the process
+    monkeypatch.setattr(choose, "_times", lambda *_: {"slow": 1.0, "dense": 2.0})
+    assert choose.fastest(PRODUCT, KERNELS) == "dense"
+    assert choose.fastest(PRODUCT, KERNELS, "float64") == "slow"
+
+
+def test_where_no_method_can_the_default_says_why(folder: Path) -> None:
+    kernels: dict[str, Any] = {"impossible": impossible, "neither": impossible}
+    assert choose.fastest(PRODUCT, kernels) == "impossible"
+    assert not list(folder.iterdir())
+
+
+def test_powers(folder: Path) -> None:
+    """Every method is timed but the plain one, and the least time wins."""
+    chosen = choose_power_method(POWER, "auto")
+    (file,) = folder.iterdir()
+    choice = json.loads(file.read_text())
+    assert set(choice["milliseconds"]) == set(POWER.methods) - {"dense"}
+    assert choice["method"] == chosen
+    file.write_text(json.dumps(choice | {"method": "fft"}))
+    assert choose_power_method(POWER, "auto") == "fft"
+
+
+def test_names_of_methods(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of a product by default, the fastest by 'auto', otherwise what is named."""
+    monkeypatch.setattr(choose, "_times", lambda energies, *_: dict.fromkeys(energies, 1.0))
+    for method in ("default", "auto", "so2", "dense"):
+        expected = "rows" if method in ("default", "auto") else method
+        assert method_name(PRODUCT, choose_convolution(PRODUCT, method)) == expected
+    monkeypatch.setattr(choose, "_times", lambda energies, *_: {"sparse": 1.0, "rows": 2.0})
+    for file in folder.iterdir():
+        file.unlink()
+    assert method_name(PRODUCT, choose_convolution(PRODUCT, "auto")) == "sparse"
+    assert method_name(PRODUCT, choose_convolution(PRODUCT)) == "rows"
+    assert [choose_power_method(POWER, m) for m in ("default", "fft")] == ["grid", "fft"]
+    with pytest.raises(ValueError, match="GauntPower has no method 'rows'; it has: grid, fourier"):
+        choose_power_method(POWER, "rows")
+
+
+def test_one_name_for_a_model() -> None:
+    """What has no method of the name keeps its default."""
+    names = {m: choose_methods("clebsch_gordan", "gaunt", m) for m in ("auto", "rows", "fft")}
+    assert names == {
+        "auto": ("auto", "auto"), "rows": ("rows", "default"), "fft": ("default", "fft"),
+    }  # fmt: skip
+    assert choose_methods("gaunt", method="grid") == ("grid", "grid")
+    with pytest.raises(ValueError, match="clebsch_gordan has no method 'fft'; it has: rows, .*"):
+        choose_methods("clebsch_gordan", method="fft")
 
 
 def test_ring() -> None:

@@ -92,8 +92,9 @@ def test_impossible_products_are_refused() -> None:
         ClebschGordan(Irreps("2x0e"), Irreps("3x1o"), Irreps("1o"), "uuu")
     with pytest.raises(ValueError, match="no product 'gant'; there is: clebsch_gordan, gaunt"):
         edge_product("gant", Irreps("2x0e"), Irreps("1o"), Irreps("1o"), needed=Irreps("1o"))
+    product: Any = ClebschGordan(Irreps("2x0e"), Irreps("1o"), Irreps("1o"))
     with pytest.raises(ValueError, match="has no method 'quick'; it has: rows, .*dense"):
-        choose_convolution("clebsch_gordan", "quick")
+        choose_convolution(product, "quick")
 
 
 def convolution_problem(atoms: int, slots: int | None) -> tuple[Any, ...]:
@@ -119,7 +120,7 @@ def convolution_problem(atoms: int, slots: int | None) -> tuple[Any, ...]:
 def test_convolution_against_a_loop_over_edges(slots: int | None) -> None:
     """Edge by edge with the tables of e3nn-jax."""
     product, x, y, (hidden, matrix, _), graph = convolution_problem(7, slots)
-    convolve = choose_convolution("clebsch_gordan", "dense")
+    convolve = choose_convolution(product, "dense")
     out = convolve(product, x, y, Radial(hidden, matrix), graph).to_e3nn()
     expected = [np.zeros(np.shape(np.asarray(block))) for block in out.chunks]
     order = {ir: n for n, (_, ir) in enumerate(out.irreps)}

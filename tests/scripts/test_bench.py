@@ -15,6 +15,7 @@ from flax import nnx
 
 from eqnet import model_file
 from eqnet.models import MACE, MACEConfig
+from eqnet.ops import choose
 from eqnet.potential import Potential
 from eqnet.scripts import run
 
@@ -31,7 +32,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["opps"], "eqnet bench measures ops or model, not 'opps'"),
+        (["opps"], "eqnet bench measures ops, model or train, not 'opps'"),
         (["ops", "--lmax", "2"], "unknown option --lmax; did you mean --l_max?"),
         (["ops", "--l_max", "12"], "--l_max must be degrees from 0 to 11, not (12,)"),
         (["ops", "--l_out", "-1"], "--l_out must be a degree from 0 to 22"),
@@ -73,7 +74,7 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", []) == 0
-    assert "usage: eqnet bench {ops,model}" in capsys.readouterr().out
+    assert "usage: eqnet bench {ops,model,train}" in capsys.readouterr().out
 
 
 def test_ops_on_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,14 +117,14 @@ def test_ops_on_nodes_and_powers(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_configurations_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.json"
-    words = ["--products", "clebsch_gordan,vector_gaunt,gaunt", "--methods", "auto,grid"]
+    words = ["--products", "clebsch_gordan,vector_gaunt,gaunt", "--methods", "default,grid"]
     words += ["--correlation", "2", "--batch_size", "0", "--seconds", "0.05", "--json", str(file)]
     assert run("bench", ["model", *SMALL, *words]) == 0
     assert "note: vector_gaunt" in capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     assert [(row["product"], row["method"]) for row in rows] == [
-        ("clebsch_gordan", "auto"),
-        ("gaunt", "auto"),
+        ("clebsch_gordan", "default"),
+        ("gaunt", "default"),
         ("gaunt", "grid"),
     ]
     for row in rows:
@@ -134,6 +135,16 @@ def test_configurations_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture
         assert 0 < row["compile_cpu_s"] < row["first_force_cpu_s"]
         assert 0 < row["matmul_peak_fraction"] < 1
         assert row["peak_rss_mb"] > 50
+
+
+def test_auto_says_what_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choose, "_times", lambda energies, *_: {list(energies)[-1]: 1.0})
+    words = ["--methods", "auto", "--batch_size", "0", "--seconds", "0.05"]
+    assert run("bench", ["model", *SMALL, *words]) == 0
+    assert "auto (so2; trees)" in capsys.readouterr().out
 
 
 def test_training_of_a_model(tmp_path: Path) -> None:
@@ -167,7 +178,7 @@ def test_methods_of_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["method"] for row in rows] == ["rows", "dense"]
     assert "train_structures_per_s" not in rows[0]
     assert run("bench", ["model", path, "--methods", "rows,fft"]) == 2
-    assert "clebsch_gordan has auto, rows" in capsys.readouterr().err
+    assert "clebsch_gordan has default, auto, rows" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

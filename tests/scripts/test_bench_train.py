@@ -1,0 +1,181 @@
+"""`eqnet bench train`: a tiny comparison, and the same command again; mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import small_run
+from ase.io import write
+
+from eqnet.bench_jobs import Job, share_cores, work_off
+from eqnet.bench_train import Variant, Work, fix_split, read_variants, rows
+from eqnet.data.frame import to_atoms
+from eqnet.errors import InputError
+from eqnet.experiment import prepare
+from eqnet.options import TrainOptions, resolve_choices
+from eqnet.run_folder import read_yaml
+from eqnet.scripts import bench_train, run
+
+TINY = (
+    "--num_channels 2 --max_L 0 --max_ell 1 --num_interactions 1 --radial_MLP 4 "
+    "--num_train 6 --num_valid 3 --num_test 4 --batch_size 3"
+).split()
+
+
+def test_variants() -> None:
+    found = read_variants("clebsch_gordan:3, gaunt+matrix ,cp", 2)
+    assert found == [
+        Variant("clebsch_gordan", None, 3),
+        Variant("gaunt", "matrix", 2),
+        Variant("cp", None, 2),
+    ]
+    assert [variant.name for variant in found] == ["clebsch_gordan", "gaunt+matrix", "cp"]
+    assert {"clebsch_gordan", "so2"} < {variant.product for variant in read_variants(None, 1)}
+
+
+def test_a_comparison_and_the_same_command_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_train, "SECONDS", 0.05)
+    words = ["train", *TINY, "--products", "clebsch_gordan,gaunt_bracket", "--minutes", "0.005"]
+    words += ["--csv", "table.csv", "--seed", "5"]
+    assert run("bench", words) == 0
+    out = capsys.readouterr().out
+    assert "note: gaunt_bracket: the model cannot be made" in out
+    assert "runs left: 0" in out and "forces MAE" in out
+    row, folder = the_row("table.csv"), Path("bench_train/clebsch_gordan-5")
+    result = json.loads((folder / "results.json").read_text())
+    for key in ("forces_mae", "energy_mae", "energy_per_atom_mae", "forces_rmse"):
+        assert float(row[key]) == pytest.approx(result[key], rel=1e-4)
+    assert (
+        result["epochs"]
+        == int(row["epochs"])
+        == read_yaml(folder / "config.yaml")["max_num_epochs"]
+    )
+    # 0.3 s, but for what the checkpoints of so short a run take
+    assert 0.1 < result["loop_cpu_seconds"] < 3
+    assert result["loop_wall_seconds"] < result["seconds"]
+    assert float(row["train_minutes"]) == pytest.approx(result["loop_cpu_seconds"] / 60, rel=1e-4)
+    for name in ("force_ms", "md_step_ms", "parameters", "s_per_epoch"):
+        assert float(row[name]) > 0
+    assert float(row["peak_rss_mb"]) > 50
+
+    before = (folder / "log.txt").read_text()
+    assert run("bench", words) == 0
+    assert "runs left" not in capsys.readouterr().out
+    assert (folder / "log.txt").read_text() == before
+    again, measured = the_row("table.csv"), {"force_ms", "md_step_ms"}
+    assert {k: v for k, v in again.items() if k not in measured} == {
+        k: v for k, v in row.items() if k not in measured
+    }
+    for change, message in (
+        (["--lr", "0.02"], "bench_train holds another comparison (lr was 0.01, is 0.02)"),
+        (["--num_train", "7"], "the structures of the training were others"),
+        (["--minutes", "0.01"], "max_num_epochs was"),
+    ):
+        assert run("bench", [*words, *change]) == 2
+        assert message in capsys.readouterr().err
+
+
+def the_row(path: str) -> dict[str, str]:
+    with open(path, newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+def test_all_seeds_have_the_same_structures(tmp_path: Path) -> None:
+    file = tmp_path / "water.xyz"
+    write(file, [to_atoms(frame) for frame in small_run.frames(12)], format="extxyz")
+    drawn = {"num_train": 5, "num_valid": 3, "num_test": 2, "r_max": 3.0}
+    options = resolve_choices(TrainOptions().replace(drawn))
+    first = prepare(options, file)
+    fixed = fix_split(first, options, tmp_path / "out")
+
+    def frames(options: TrainOptions) -> dict[str, list[int]]:
+        found = prepare(options, file).frames
+        return {role: [frame.index for frame in found[role]] for role in found}
+
+    assert frames(options.replace({"seed": 1})) != frames(options)
+    for seed in (0, 1, 2):
+        assert frames(fixed.replace({"seed": seed})) == frames(options)
+
+
+def test_mean_and_deviation_over_seeds() -> None:
+    errors = [{"forces_mae": 3.0}, {"forces_mae": 5.0}]
+    times = [{"loop_cpu_seconds": 50.0}, {"loop_cpu_seconds": 70.0}]
+    runs = {seed: errors[seed] | times[seed] for seed in (0, 1)}
+    plan = {"platform": "cpu", "epochs": 10, "peak_rss_mb": 1.0, "runs": runs}
+    work = Work(TrainOptions(), {}, 1.0, Path(), [None], print)
+    (row,) = rows({Variant("cp", "gaunt", 2): plan}, {"cp+gaunt": {"force_ms": 2.0}}, work)
+    assert (row["product"], row["node_product"], row["seeds"]) == ("cp", "gaunt", 2)
+    assert (row["train_minutes"], row["s_per_epoch"]) == (1.0, 6.0)
+    assert (row["forces_mae"], row["forces_mae_std"]) == (4.0, pytest.approx(2**0.5))
+    assert row["energy_mae"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--product", "cp"], "--product has no effect here, --products decides it"),
+        (["--max_num_epochs", "9"], "--max_num_epochs has no effect here, --minutes decides it"),
+        (["--products", "gant"], "--products: no product 'gant'; there is: clebsch_gordan"),
+        (["--products", "gaunt+so2"], "--products: no node product 'so2'; there is"),
+        (["--products", "gaunt:0"], "'gaunt:0' cannot be read: write PRODUCT[+POWERS][:SEEDS]"),
+        (["--products", "gaunt,gaunt:2"], "--products names gaunt twice"),
+        (["--products", ","], "--products names nothing"),
+        (["--products", "gaunt", "--rank", "4"], "--rank has no effect without cp"),
+        (["--minutes", "0"], "--minutes must be greater than 0"),
+        (["--seeds", "0"], "--seeds must be greater than 0"),
+        (["--jobs", "1000"], "--jobs 1000 on 1 cores each need 1000 cores"),
+        (["--threads", "1"], "--threads has no effect once JAX runs"),
+        (["--csv", "table.txt"], "--csv table.txt: the name must end with .csv"),
+        (["--out", "file"], "--out file is no folder"),
+        (["none.xyz"], "none.xyz: there is no such file"),
+        (["small.xyz"], "there are no test structures: --test_file, --num_test or"),
+        (["small.xyz", "--num_test", "4", "--r_max", "0.1"], "has a neighbour within r_max = 0.1"),
+        (["--config", "recipe.yaml", "--epochs", "3"], "unknown option --epochs"),
+        (["--minuts", "3"], "unknown option --minuts; did you mean --minutes?"),
+    ],
+)
+def test_mistakes(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("recipe.yaml").write_text("lr: 0.02\n")
+    write("small.xyz", [to_atoms(frame) for frame in small_run.frames(8)], format="extxyz")
+    assert run("bench", ["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("eqnet: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("bench_train").exists()
+
+
+def test_a_recipe_may_name_what_is_decided_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("lr: 0.02\nmax_num_epochs: 9\nproduct: gaunt\n")
+    assert run("bench", ["train", "--config", "recipe.yaml", "--minutes", "-1"]) == 2
+    decided = "decided here, not by recipe.yaml: product (--products), max_num_epochs (--minutes)"
+    assert decided in capsys.readouterr().out
+
+
+def test_jobs() -> None:
+    ended: list[tuple[str, int, str]] = []
+    jobs = [Job("fine", "json.tool", ["--help"]), Job("wrong", "eqnet.no_such_module", [])]
+    places = share_cores(1, None)
+    assert work_off(jobs, places, lambda *what: ended.append((what[0].name, *what[1:]))) is None
+    assert ended[0][:2] == ("fine", 0)
+    assert ended[1][:2] == ("wrong", 1) and "No module named" in ended[1][2]
+    with pytest.raises(InputError, match="lower --jobs"):
+        share_cores(1000, 1)
