@@ -96,6 +96,24 @@ def test_the_default_stays_unless_another_is_clearly_faster(
             file.unlink()
 
 
+def test_small_programs_are_compiled_before_time_is_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default whatever it costs, then the shortest: no other has a chance without time."""
+
+    def long(product: Any, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+        out = dense(product, x, y, radial)
+        return IrrepsArray(out.irreps, sum([jnp.sin(n * out.array) for n in range(50)], out.array))
+
+    timed: list[set[str]] = []
+    monkeypatch.setattr(choose, "take_turns", lambda calls, **_: timed.append(set(calls)) or {})
+    seconds = iter([0.0, 1.0])  # after the default, and after one more
+    monkeypatch.setattr(choose, "SECONDS", 0.5)
+    monkeypatch.setattr(choose.Clock, "until_now", lambda _: choose.Clock(*[next(seconds)] * 2))
+    choose.fastest(PRODUCT, {"slow": slow, "long": long, "dense": dense})
+    assert timed == [{"slow", "dense"}]
+
+
 def test_choices_depend_on_product_and_precision(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
