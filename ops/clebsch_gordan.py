@@ -218,16 +218,16 @@ class ClebschGordan:
         return self.join(out)
 
     def multiply(
-        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, method: str = "auto"
+        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, method: str = "default"
     ) -> IrrepsArray:
-        """The product of two features by a method; 'auto' is the first. Otherwise as `__call__`.
+        """The product of two features by a method; 'default' is the first. Otherwise as `__call__`.
 
         Raises:
             ValueError: there is no method of this name, or it does not do this mode.
         """
         if method == "dense":
             return self(x, y, weights)
-        method = next(iter(self.cores)) if method == "auto" else method
+        method = next(iter(self.cores)) if method == "default" else method
         if method not in self.cores:
             known = ", ".join([*self.cores, "dense"])
             raise ValueError(f"clebsch_gordan has no method {method!r}; it has: {known}")

@@ -87,6 +87,8 @@ class Factorised:
         return 0
 
     def __post_init__(self) -> None:
+        if self.mode not in ("right", "all"):
+            raise ValueError(f"{self.name} has the modes 'right' and 'all', not {self.mode!r}")
         left = {mul for mul, _ in self.irreps_left}
         right = {mul for mul, _ in self.irreps_right}
         if len(left) != 1 or not (right == left or right == {1}):
@@ -240,15 +242,15 @@ class Factorised:
         return self.apply(dense, x, y, weights)
 
     def multiply(
-        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, method: str = "auto"
+        self, x: IrrepsArray, y: IrrepsArray, weights: jax.Array, method: str = "default"
     ) -> IrrepsArray:
-        """The product of two features by a method; 'auto' is the first. Otherwise as `__call__`.
+        """The product of two features by a method; 'default' is the first. Otherwise as `__call__`.
 
         Raises:
             ValueError: there is no method of this name.
         """
         cores = {**self.cores, "dense": dense}
-        method = next(iter(cores)) if method == "auto" else method
+        method = next(iter(cores)) if method == "default" else method
         if method not in cores:
             raise ValueError(f"{self.name} has no method {method!r}; it has: {', '.join(cores)}")
         lead, core = x.array.shape[:-1], cores[method]

@@ -204,7 +204,11 @@ PRODUCTS = {
     ),
     "degree 3": Cartesian(spherical_irreps(1) * 2, spherical_irreps(2), regrouped("0e+1o+2o+3o")),
     "irreducible": Cartesian(
-        spherical_irreps(1) * 2, spherical_irreps(1), spherical_irreps(2), "irreducible", "SO3"
+        spherical_irreps(1) * 2,
+        spherical_irreps(1),
+        spherical_irreps(2),
+        form="irreducible",
+        group="SO3",
     ),
 }
 

@@ -22,23 +22,23 @@ from eqnet.ops import (
 )
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.gaunt_power import GauntPower
-from eqnet.ops.product import Radial, dense
+from eqnet.ops.product import dense
 
 PRODUCT: Any = ClebschGordan(Irreps("4x0e+4x1o"), spherical_irreps(1), Irreps("0e+1o"))
 POWER = GauntPower(Irreps("2x0e+2x1o"), Irreps("2x0e"), 2)
 
 
-def slow(product: Any, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def slow(product: Any, x: IrrepsArray, y: IrrepsArray, *weights: Any) -> IrrepsArray:
     """The plain form, a thousand times over."""
 
     def again(_: Any, total: jax.Array) -> jax.Array:
-        return 0.5 * total + dense(product, x, y, radial).array
+        return 0.5 * total + dense(product, x, y, *weights).array
 
-    first = dense(product, x, y, radial)
+    first = dense(product, x, y, *weights)
     return IrrepsArray(first.irreps, jax.lax.fori_loop(0, 1000, again, first.array) / 2)
 
 
-def impossible(product: Any, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
+def impossible(product: Any, x: IrrepsArray, y: IrrepsArray, *weights: Any) -> IrrepsArray:
     raise ValueError("not these irreps")
 
 
@@ -101,8 +101,8 @@ def test_small_programs_are_compiled_before_time_is_up(
 ) -> None:
     """The default whatever it costs, then the shortest: no other has a chance without time."""
 
-    def long(product: Any, x: IrrepsArray, y: IrrepsArray, radial: Radial) -> IrrepsArray:
-        out = dense(product, x, y, radial)
+    def long(product: Any, x: IrrepsArray, y: IrrepsArray, *weights: Any) -> IrrepsArray:
+        out = dense(product, x, y, *weights)
         return IrrepsArray(out.irreps, sum([jnp.sin(n * out.array) for n in range(50)], out.array))
 
     timed: list[set[str]] = []

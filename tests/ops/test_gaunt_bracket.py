@@ -74,7 +74,7 @@ def test_vectors() -> None:
 def test_bracket_is_antisymmetric() -> None:
     """With equal weights of both factors; of x with itself only the even part is left."""
     irreps = spherical_irreps(2) * 2
-    product = GauntBracket(irreps, irreps, Irreps("1e+2o"))
+    product = GauntBracket(irreps, irreps, Irreps("1e+2o"), "all")
     assert {out.kind for out in product.outputs} == {1}
     x, y, weights = operands(product)
     a, c = weights[:, :6], weights[:, 12:]
@@ -98,7 +98,7 @@ def test_outputs_of_both_kinds_have_weights_for_each() -> None:
     left, right = Irreps("2x1o+2x1e"), Irreps("1o+1e")
     product = GauntBracket(left, right, Irreps("1e"))
     assert [(out.irrep, out.kind) for out in product.outputs] == [(Irrep(1, 1), 1)]
-    product = GauntBracket(Irreps("2x0e+2x1o+2x1e"), Irreps("0e+1o"), Irreps("1o"))
+    product = GauntBracket(Irreps("2x0e+2x1o+2x1e"), Irreps("0e+1o"), Irreps("1o"), "all")
     assert [out.kind for out in product.outputs] == [0, 1]
     assert product.num_weights == 2 * (3 + 2 + 2)
 

@@ -73,7 +73,8 @@ def test_odd_part_is_the_bracket() -> None:
     """Up to constants of each degree, here those of y and of the output."""
     left = right = spherical_irreps(3)
     target = Irreps("1e+2o+3e")
-    product, bracket = VectorGaunt(left, right, target), GauntBracket(left, right, target)
+    product = VectorGaunt(left, right, target, "all")
+    bracket = GauntBracket(left, right, target, "all")
     x, y, _ = operands(product)
 
     def weights(product, b: list[float], c: list[float]) -> jax.Array:
