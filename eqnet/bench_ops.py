@@ -236,7 +236,9 @@ class Program:
 
         for what, f in (("value", function), ("gradient", jax.grad(energy, (0, 1)))):
             start = Clock.now()
-            self.compiled[what] = jax.jit(f).lower(self.operands, contestant.weights).compile()
+            with jax.default_matmul_precision("highest"):  # for all the same: no TF32 on GPUs
+                lowered = jax.jit(f).lower(self.operands, contestant.weights)
+            self.compiled[what] = lowered.compile()
             self.compilation[what] = start.until_now()
             self.operations[what] = operations.count(f, self.operands, contestant.weights)
 
