@@ -2,10 +2,6 @@
 
 What a step makes then stays in a core's cache, and it is made again in the backward pass, so that
 memory does not grow with the number of rows.
-
-On a CPU a step is compiled as a function of its own. As part of the loop XLA would fuse the choice
-of the step's rows into the arithmetic, and such code uses no vector instructions: products of
-degrees to 3 with their gradients would take 4 times as long.
 """
 
 from __future__ import annotations
@@ -15,7 +11,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from eqnet.ops.apart import compiled_apart, platform
 
 T = TypeVar("T")
 
@@ -56,21 +53,3 @@ def step_by_step(function: Callable[..., T], blocks: Any) -> T:
     """`function` of each block [n, ...] -> [n, ...]; nothing but its operands is kept."""
     # the loop already keeps the forward and the backward pass apart
     return jax.lax.map(jax.checkpoint(compiled_apart(function), prevent_cse=False), blocks)
-
-
-def compiled_apart(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """The function, compiled on a CPU as a function of its own; see above."""
-    if platform() != "cpu":
-        return function
-    compiled = jax.jit(function)
-
-    def call(operands: Any) -> T:
-        with set_xla_metadata(inlineable="false"):
-            return compiled(operands)
-
-    return call
-
-
-def platform() -> str:
-    """'cpu', 'gpu' or 'tpu': of the device that programs are compiled for."""
-    return (jax.config.values["jax_default_device"] or jax.devices()[0]).platform

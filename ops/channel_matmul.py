@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from eqnet.ops.apart import compiled_apart
+
 
 def channel_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """Z[..., a, d, c] = sum_b X[..., a, b, c] Y[..., b, d, c]; the leading axes broadcast."""
@@ -48,4 +50,4 @@ ad.defbilinear(
     lambda g, x, y: _product.bind(_transposed(x), g),
 )
 batching.primitive_batchers[_product] = _batch
-mlir.register_lowering(_product, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(compiled_apart(_evaluate), multiple_results=False))

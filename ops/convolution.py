@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from eqnet.graph import AtomGraph, gather_neighbors, sum_rows
 from eqnet.irreps import IrrepsArray
-from eqnet.ops.blocks import platform, step_by_step
+from eqnet.ops.apart import platform
+from eqnet.ops.blocks import step_by_step
 from eqnet.ops.product import Kernel, Product, Radial
 
 # Edges worked on at a time: their messages and weights then stay in a core's second-level cache

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import Irrep
+from eqnet.ops.apart import compiled_apart
 from eqnet.so3 import HIGHEST
 
 Class = tuple[int, int]
@@ -79,15 +80,20 @@ class Pointwise(NamedTuple):
 
 def multiply(x: Fields, y: Fields, algebra: Algebra, wanted: set[tuple[Class, int]]) -> Fields:
     """Those products of fields that are wanted."""
-    z: Fields = {}
-    for o, a, b, sign in algebra:
-        for left in [key for key, component in x if component == a]:
-            for right in [key for key, component in y if component == b]:
-                into = times(left, right), o
-                if into in wanted:
-                    term = sign * (x[left, a] * y[right, b])
-                    z[into] = z[into] + term if into in z else term
-    return z
+
+    @compiled_apart
+    def products(x: Fields, y: Fields) -> Fields:
+        z: Fields = {}
+        for o, a, b, sign in algebra:
+            for left in [key for key, component in x if component == a]:
+                for right in [key for key, component in y if component == b]:
+                    into = times(left, right), o
+                    if into in wanted:
+                        term = sign * (x[left, a] * y[right, b])
+                        z[into] = z[into] + term if into in z else term
+        return z
+
+    return products(x, y)
 
 
 def times(left: Class, right: Class) -> Class:

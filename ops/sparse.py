@@ -2,12 +2,14 @@
 
 Left to automatic differentiation, XLA recomputes the whole expression for every entry of the
 gradient. As a multilinear primitive, each derivative of a sparse product is a sparse product with
-permuted coefficients: forward or backward, every order costs the same few operations.
+permuted coefficients, compiled apart: forward or backward, every order costs the same few
+operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from eqnet.ops.apart import compiled_apart
 
 
 class Sparse(NamedTuple):
@@ -123,4 +127,12 @@ _product.def_abstract_eval(_abstract)
 ad.primitive_jvps[_product] = _jvp
 ad.primitive_transposes[_product] = _transpose
 batching.primitive_batchers[_product] = _batch
-mlir.register_lowering(_product, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(
+    _product,
+    mlir.lower_fun(
+        lambda *operands, coefficients: compiled_apart(
+            partial(_evaluate, coefficients=coefficients)
+        )(*operands),
+        multiple_results=False,
+    ),
+)
