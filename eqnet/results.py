@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from eqnet import metrics, model_file
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
+from eqnet.equivariance import answers_and_error, is_rounding, sentence
 from eqnet.evaluation import Answer, evaluate, finite
 from eqnet.experiment import Experiment
+from eqnet.potential import Potential
 from eqnet.report import label_table, write_report
 from eqnet.run_folder import RunFolder
 from eqnet.training import Outcome, Problem
@@ -53,22 +56,13 @@ def finish(
         test, answers = [frame for frame, _ in pairs], [answer for _, answer in pairs]
     errors = metrics.errors(test, answers)
     facts = _facts(experiment, outcome)
-    examples = _examples(experiment)
-    for path, potential in (
-        (folder.best_model, best),
-        (folder.last_model, problem.with_weights(outcome.last)),
-    ):
-        measured = errors if potential is best else {}
-        model_file.save(
-            path,
-            potential,
-            model_name=experiment.options.model.model,
-            config=experiment.config,
-            training={**facts, "test": measured, "data": experiment.provenance()["files"]},
-            examples=list(
-                zip(examples, evaluate(potential, examples, dtype="float64"), strict=True)
-            ),
-        )
+    equivariance = _save(folder.best_model, best, experiment, {**facts, "test": errors})
+    last = problem.with_weights(outcome.last)
+    _save(folder.last_model, last, experiment, {**facts, "test": {}})
+    validation = _validation(outcome)
+    told = sentence(equivariance, errors.get("forces_rmse", validation.get("forces_rmse")))
+    if not is_rounding(equivariance):
+        tell(told)
     write_report(
         folder.path,
         history=outcome.history,
@@ -76,13 +70,34 @@ def finish(
         answers=answers,
         errors=errors,
         config=experiment.options.flat(),
-        summary=_summary(experiment, facts),
+        summary={"Equivariance": told, **_summary(experiment, facts)},
     )
-    results = {**errors, "validation": _validation(outcome), **facts}
+    results = {**errors, "equivariance": equivariance, "validation": validation, **facts}
     if lost:
         results["not_finite"] = [frame.name for frame in lost]
     folder.write_results(results)
     return results
+
+
+def _save(
+    path: Path, potential: Potential, experiment: Experiment, training: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a model file; returns the equivariance error of its examples."""
+    structures = _examples(experiment)
+    answers, equivariance = answers_and_error(potential, structures)
+    model_file.save(
+        path,
+        potential,
+        model_name=experiment.options.model.model,
+        config=experiment.config,
+        training={
+            **training,
+            "equivariance": equivariance,
+            "data": experiment.provenance()["files"],
+        },
+        examples=list(zip(structures, answers, strict=True)),
+    )
+    return equivariance
 
 
 def limits(experiment: Experiment) -> dict[str, Any]:

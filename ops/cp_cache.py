@@ -19,16 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from eqnet.ops.cp_fit import DEGENERATE, EXACT, Factors, fit
+from eqnet.ops.cp_fit import EXACT, Factors, fit
 from eqnet.ops.cp_tensor import StackedTensor
 
-FORMAT = 1  # a new number when the fits of the same arguments change
+FORMAT = 2  # a new number when the fits of the same arguments change
 # Above this many entries of the tensor (all degrees to 4) no exact fit is searched for.
 LARGEST = 25**3
 # Exact ranks for all degrees to L on all sides found in long searches, {(d, couplings): rank}:
 # with all couplings, and with the even ones only (natural parity).
 KNOWN_RANKS = {
-    **{(4, 5): 8, (9, 15): 30, (16, 34): 90, (25, 65): 220},
+    **{(4, 5): 8, (9, 15): 30, (16, 34): 90, (25, 65): 216},
     **{(4, 4): 6, (9, 11): 18, (16, 23): 52, (25, 42): 122},
 }
 
@@ -59,11 +59,6 @@ class Fit:
             factors.cancellation(stacked.values),
         )
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the terms do not cancel each other."""
-        return self.cancellation <= DEGENERATE
-
 
 @cache
 def fit_of_rank(stacked: StackedTensor, rank: int) -> Fit:
@@ -75,7 +70,7 @@ def fit_of_rank(stacked: StackedTensor, rank: int) -> Fit:
 
 @cache
 def smallest_fit(stacked: StackedTensor, tolerance: float) -> Fit:
-    """The smallest healthy fit that was found with at most this relative error.
+    """The smallest fit that was found with at most this relative error.
 
     Ranks are searched by bisection with a few starts each, below the rank of a generic tensor of
     this shape, d1 d2 d3 / (d1 + d2 + d3 - 2), or from the known exact rank down to it. Tensors too
@@ -110,8 +105,7 @@ def _search(stacked: StackedTensor, tolerance: float) -> Factors:
 
     def attempt(rank: int, starts: int) -> Factors | None:
         factors = fit(tensor, rank, tolerance, starts)
-        good = factors.error(tensor) <= tolerance
-        return factors if good and factors.cancellation(tensor) <= DEGENERATE else None
+        return factors if factors.error(tensor) <= tolerance else None
 
     known = KNOWN_RANKS.get((max(shape), len(stacked.couplings)), 0) if len(set(shape)) == 1 else 0
     # with a tolerance this tight no smaller rank than the exact one is enough

@@ -20,8 +20,9 @@ SWEEPS = 1000
 RIDGE = (1.0, 1e-10)
 STEPS = 400
 CG_STEPS = 100
-# Rank-one terms whose norms sum to more than this many |T| cancel each other: the fit has no limit.
-DEGENERATE = 80.0
+# Bound on the sum of the norms of the terms / |T|. Beyond it terms grow and cancel each other
+# without end, for a few per cent of the error and all the digits of float32.
+LARGEST_SUM = 80.0
 
 _OTHERS = ((1, 2), (0, 2), (0, 1))
 Triple = list[np.ndarray]
@@ -57,8 +58,7 @@ class Factors(NamedTuple):
 def fit(tensor: np.ndarray, rank: int, target: float = EXACT, starts: int = STARTS) -> Factors:
     """The best decomposition of several starts; the same for the same arguments.
 
-    Where the best one cancels (see `DEGENERATE`), a healthy one with an error at most a tenth
-    larger is preferred.
+    The norms of its terms add up to at most `LARGEST_SUM` times that of the tensor.
 
     Args:
         tensor: [d1, d2, d3], not zero.
@@ -71,13 +71,9 @@ def fit(tensor: np.ndarray, rank: int, target: float = EXACT, starts: int = STAR
         found.append((factors.error(tensor), factors))
         if found[-1][0] <= target:
             return factors
-    least = min(error for error, _ in found)
-    healthy = [entry for entry in found if entry[1].cancellation(tensor) <= DEGENERATE]
-    close = any(error <= 1.1 * least for error, _ in healthy)
-    candidates = healthy if close else found
-    best = min(error for error, _ in candidates)
+    best = min(error for error, _ in found)
     # rotated fits are equally good: the first start decides, not the last digit
-    return next(factors for error, factors in candidates if error <= 1.001 * best)
+    return next(factors for error, factors in found if error <= 1.001 * best)
 
 
 def attempts(tensor: np.ndarray, rank: int, starts: int) -> Iterator[Factors]:
@@ -95,24 +91,28 @@ def alternating(
 ) -> Triple:
     """Alternating least squares from random factors, for a tensor of unit norm.
 
-    A <- argmin |T - A (B * Q)^T|^2 + ridge |A - A_old|^2, then B, then Q.
+    A <- argmin |T - A (B * Q)^T|^2 + ridge |A - A_old|^2, then B, then Q. Ends before a sweep to
+    terms that cancel.
     """
     factors = [rng.normal(size=(d, rank)) / (d**0.5 * rank ** (1 / 6)) for d in tensor.shape]
     identity = np.eye(rank)
     for ridge in np.geomspace(*RIDGE, sweeps):
+        trial = list(factors)
         for n in range(3):
-            gram = _gram(factors, n) + ridge * identity
-            right_side = _contracted(tensor, factors, n) + ridge * factors[n]
-            factors[n] = np.linalg.solve(gram, right_side.T).T
-        factors = _balanced(factors)
+            gram = _gram(trial, n) + ridge * identity
+            right_side = _contracted(tensor, trial, n) + ridge * trial[n]
+            trial[n] = np.linalg.solve(gram, right_side.T).T
+        if Factors(*trial).cancellation(tensor) > LARGEST_SUM:
+            break
+        factors = _balanced(trial)
     return factors
 
 
 def gauss_newton(tensor: np.ndarray, factors: Triple, steps: int = STEPS) -> Triple:
     """Levenberg-Marquardt steps on all three factors, for a tensor of unit norm.
 
-    Ends at an error of 1e-14, when 30 steps have gained less than two per cent, or when no step
-    makes the error smaller.
+    Ends at an error of 1e-14, when 30 steps have gained less than two per cent, when no step makes
+    the error smaller, or before a step to terms that cancel.
     """
     residual = Factors(*factors).tensor() - tensor
     loss, history = _dot([residual], [residual]), []
@@ -128,6 +128,8 @@ def gauss_newton(tensor: np.ndarray, factors: Triple, steps: int = STEPS) -> Tri
             if damping > 1e6:
                 break
             continue
+        if Factors(*trial).cancellation(tensor) > LARGEST_SUM:
+            break
         ratio = (loss - trial_loss) / promised
         damping = max(damping * max(1 / 3, 1 - (2 * ratio - 1) ** 3), 1e-15)
         factors, residual, loss, growth = trial, trial_residual, trial_loss, 2.0

@@ -214,6 +214,42 @@ def symmetry_error(
     return float(error / jnp.maximum(jnp.abs(expected).max(), 1e-300))
 
 
+def rms_symmetry_error(
+    function: Bilinear,
+    left: Irreps,
+    right: Irreps,
+    *,
+    group: str = "O3",
+    seed: int = 0,
+    elements: int = 100,
+    rows: int = 200,
+) -> float:
+    """Root mean square error of the output under random group elements, relative to the output.
+
+    Args:
+        function: any map of rows.
+        left: irreps of x, which is drawn from a normal distribution.
+        right: irreps of y, likewise.
+        group: 'O3' for rotations and their mirror images in turn, 'SO3' for rotations.
+        seed: of inputs and elements.
+        elements: of the group, an even number.
+        rows: number of random inputs for each.
+    """
+    rng = np.random.default_rng(seed)
+    errors, sizes = [], []
+    for n in range(elements):
+        element = random_rotation(rng) * (-1 if group == "O3" and n % 2 else 1)
+        x, y = (
+            IrrepsArray(irreps, jnp.asarray(rng.normal(size=(rows, irreps.dim))))
+            for irreps in (left, right)
+        )
+        expected = turned(function(x, y), element).array
+        moved = function(turned(x, element), turned(y, element)).array
+        errors.append(jnp.mean((moved - expected) ** 2))
+        sizes.append(jnp.mean(expected**2))
+    return float(np.sqrt(np.mean(errors) / np.mean(sizes)))
+
+
 def turned(x: IrrepsArray, rotation: np.ndarray) -> IrrepsArray:
     """The array after a proper or improper rotation [3, 3] of space.
 

@@ -58,10 +58,25 @@ def _show(console: Console, info: dict[str, Any]) -> None:
         "units": ", ".join(f"{name} {unit}" for name, unit in info["units"].items()),
         "SHA-256": info["sha256"],
     }
+    training = dict(info["training"])
+    equivariance = training.pop("equivariance", None)
     _pairs(console, "", general.items())
     _elements(console, info["potential"])
     _pairs(console, f"options of {info['model']}", info["config"].items())
-    _pairs(console, "training", flat(info["training"]))
+    if equivariance is not None:
+        _pairs(console, "equivariance error", _equivariance(equivariance))
+    _pairs(console, "training", flat(training))
+
+
+def _equivariance(error: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What turning structures does to their energies and forces."""
+    from eqnet.metrics import number
+
+    for name in ("energy_per_atom", "forces"):
+        rmse, largest = (number(error[f"{name}_{kind}"]) for kind in ("rmse", "max"))
+        yield name, f"RMSE {rmse} {UNITS[name]}, largest {largest} {UNITS[name]}"
+    yield "declared by the product", number(error["declared"])
+    yield "measured on", f"{error['structures']} structures, {error['turns']} orientations each"
 
 
 def _elements(console: Console, potential: dict[str, Any]) -> None:

@@ -104,11 +104,16 @@ def test_what_is_not_equivariant_is_seen() -> None:
     found = measures.blocks(measures.coefficients(bent, vectors, vectors))
     np.testing.assert_allclose(found.residual, e / np.sqrt(6 + e**2), rtol=1e-12)
     assert measures.symmetry_error(bent, vectors, vectors) > e / 10
+    rms = measures.rms_symmetry_error(bent, vectors, vectors)
+    assert rms == pytest.approx(np.sqrt(2) * found.residual, rel=0.05)  # the closed form
     tensor = measures.coefficients(polar, vectors, vectors)
     assert measures.blocks(tensor).residual == 1
     assert measures.blocks(tensor, group="SO3").residual < 1e-15
     assert measures.symmetry_error(polar, vectors, vectors) < 1e-14
     assert measures.symmetry_error(polar, vectors, vectors, inversion=True) == 2
+    assert measures.rms_symmetry_error(polar, vectors, vectors, group="SO3") < 1e-14
+    rms = measures.rms_symmetry_error(polar, vectors, vectors)  # 2 for every second element
+    assert rms == pytest.approx(np.sqrt(2), rel=0.02)
 
 
 def test_tensor_of_a_map_of_directions() -> None:

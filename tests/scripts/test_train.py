@@ -58,6 +58,8 @@ def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixt
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["num_structures"] == 4 and results["complete"]
+    assert results["equivariance"]["declared"] == 0
+    assert "Equivariant to rounding" in (run / "report.html").read_text(encoding="utf-8")
     check_results(results, run)
     valid = json.loads((run / "data.json").read_text())["split"]["valid"]["frames"]
     assert f"water.eqnet water.xyz --index {valid[0]} --temp" in out.replace("\n", " ")
