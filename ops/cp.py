@@ -93,7 +93,7 @@ class CP:
 
     Raises:
         ValueError: multiplicities differ, nothing of the target is reached, or the fit of this
-            rank is worse than the tolerance.
+            rank is degenerate or worse than the tolerance.
     """
 
     irreps_left: Irreps
@@ -127,10 +127,21 @@ class CP:
                 f"tolerance {self.tolerance}: leave it out for the exact product, otherwise give a "
                 "positive relative error such as 1e-3"
             )
+        if not self.exact:
+            self._refuse_bad_fit()
+
+    def _refuse_bad_fit(self) -> None:
+        what = f"{self.irreps_left} x {self.irreps_right} to {self.irreps_out}"
+        if self.fit.degenerate:
+            raise ValueError(
+                f"rank {self.rank} has only degenerate fits for {what}: the norms of the terms add "
+                f"up to {self.fit.cancellation:.0f} times that of the tensor, so that they cancel "
+                f"and grow without end; take rank {self.fit.factors.rank + 1} or more, or leave it "
+                "out for the exact product"
+            )
         if self.tolerance is not None and self.fit.error > self.tolerance:
             raise ValueError(
-                f"rank {self.rank} fits {self.irreps_left} x {self.irreps_right} to "
-                f"{self.irreps_out} to {self.fit.error:.1e} only, not to the tolerance "
+                f"rank {self.rank} fits {what} to {self.fit.error:.1e} only, not to the tolerance "
                 f"{self.tolerance:.1e}; take a larger rank, or leave it out for the smallest that "
                 "is enough"
             )

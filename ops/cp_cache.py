@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eqnet.ops.cp_fit import EXACT, Factors, fit
+from eqnet.ops.cp_fit import EXACT, LARGEST_SUM, Factors, fit
 from eqnet.ops.cp_tensor import StackedTensor
 
 FORMAT = 2  # a new number when the fits of the same arguments change
@@ -31,6 +31,8 @@ KNOWN_RANKS = {
     **{(4, 5): 8, (9, 15): 30, (16, 34): 90, (25, 65): 216},
     **{(4, 4): 6, (9, 11): 18, (16, 23): 52, (25, 42): 122},
 }
+
+SMALL = 0.05  # errors that a model could be trained with
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Fit:
             stacked.equivariance_error(factors.tensor()),
             factors.cancellation(stacked.values),
         )
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether a small error is bought by cancellation: it would fall on, if terms could grow.
+
+        So it is just below some exact ranks, where one term more is all that is missing.
+        """
+        return self.cancellation > 0.9 * LARGEST_SUM and self.error < SMALL
 
 
 @cache

@@ -210,6 +210,8 @@ def test_trivial_factors() -> None:
 
 
 def test_refusals() -> None:
+    with pytest.raises(ValueError, match="rank 7 has only degenerate fits .* rank 8 or more"):
+        small("SO3", rank=7)
     with pytest.raises(ValueError, match="rank 5 fits .* to 4.3e-01 only, not to the tolerance"):
         small("SO3", rank=5, tolerance=1e-3)
     with pytest.raises(ValueError, match="tolerance 0: leave it out for the exact product"):
