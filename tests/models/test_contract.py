@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -332,7 +332,7 @@ def test_methods_agree(case: Case) -> None:
     make, _ = CASES[case.name]
     graph = packed(molecule(), crystal())
     default = case(graph)
-    model = case.potential.model
+    model: Any = case.potential.model
     methods = list(kernels(model.config.product))[1:] if hasattr(model, "config") else []
     if isinstance(model, MACE):
         methods += [m for m in power_class(model.config.product).methods[1:] if m not in methods]
