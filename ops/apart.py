@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 def compiled_apart(function: Callable[P, T]) -> Callable[P, T]:
-    """The function of arrays, compiled on a CPU as a function of its own, derivatives included."""
+    """The function of arrays, compiled on a CPU as a function of its own, derivatives included.
+
+    It must have no matrix products: XLA 0.10 ends the process where it finds one with batches in
+    such a function, whose arrays it stores in another order.
+    """
     compiled = jax.jit(function)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

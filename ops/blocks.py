@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from eqnet.ops.apart import compiled_apart, platform
+from eqnet.ops.apart import platform
 
 T = TypeVar("T")
 
@@ -52,4 +52,4 @@ def in_blocks(function: Callable[..., T], operands: tuple, row_bytes: int) -> T:
 def step_by_step(function: Callable[..., T], blocks: Any) -> T:
     """`function` of each block [n, ...] -> [n, ...]; nothing but its operands is kept."""
     # the loop already keeps the forward and the backward pass apart
-    return jax.lax.map(jax.checkpoint(compiled_apart(function), prevent_cse=False), blocks)
+    return jax.lax.map(jax.checkpoint(function, prevent_cse=False), blocks)

@@ -65,6 +65,7 @@ class Row:
         predicted: root mean square equivariance error by the closed form.
         measured: the same by random inputs and group elements.
         cancellation: sum of the norms of the terms / norm of the tensor.
+        degenerate: whether the product refuses the rank, see `Fit.degenerate`.
         seconds: CPU time of the fit.
     """
 
@@ -75,6 +76,7 @@ class Row:
     predicted: float
     measured: float
     cancellation: float
+    degenerate: bool
     seconds: float
 
 
@@ -129,6 +131,7 @@ def _rows(options: TableOptions) -> Iterator[Row]:
                 predicted=found.equivariance_error,
                 measured=measured_error(stacked, factors),
                 cancellation=found.cancellation,
+                degenerate=found.degenerate,
                 seconds=seconds,
             )
 
@@ -166,13 +169,14 @@ def _table(rows: Sequence[Row]) -> Table:
             f"{row.rank}",
             "exact" if exact else f"{row.error:.1e}",
             *(f"{value:.1e}" for value in (row.predicted, row.measured)),
-            f"{row.cancellation:.1f}",
+            f"{row.cancellation:.1f}{' refused' if row.degenerate else ''}",
             f"{row.seconds:.1f}",
         )
     table.caption_justify = "left"
     table.caption = (
         "error: |T' - T| / |T| of the tensor; predicted: equivariance error, closed form;\n"
-        "measured: at random inputs and orientations; sum of norms: of the terms, / |T|"
+        "measured: at random inputs and orientations; sum of norms: of the terms, / |T|;\n"
+        "refused: by the product, which takes no small error that cancellation buys"
     )
     return table
 
