@@ -107,6 +107,10 @@ def fix_split(experiment: Experiment, options: TrainOptions, out: Path) -> Train
     Raises:
         InputError: the folder holds another split, or cannot be written.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made ({error.strerror})") from None
     if options.data.split_file is not None:
         return options
     file = out / "split.json"
@@ -115,10 +119,6 @@ def fix_split(experiment: Experiment, options: TrainOptions, out: Path) -> Train
     text = json.dumps({role: parts[role]["frames"] for role in own}) + "\n"
     if file.exists() and file.read_text() != text:
         raise _other(out, "the structures of the training were others")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be made ({error.strerror})") from None
     write(file, text)
     drawn = ("num_train", "num_valid", "valid_fraction", "num_test", "test_fraction")
     return options.replace({**dict.fromkeys(drawn), "split_file": str(file)})
@@ -149,7 +149,7 @@ def train_all(variants: Sequence[Variant], work: Work) -> dict[Variant, dict[str
     found = {}
     for variant, plan in plans.items():
         runs = {seed: _results(variant, seed, work) for seed in _seeds(variant, work)}
-        plan["runs"] = {seed: run for seed, run in runs.items() if run.get("complete")}
+        plan["runs"] = {seed: run for seed, run in runs.items() if _finished(run, plan)}
         if plan["runs"]:
             found[variant] = plan
     if not found:
@@ -197,7 +197,7 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
             name = f"{variant.name}-{seed}"
             values = {"name": name, "max_num_epochs": plan["epochs"]}
             config = _write_config(variant, work, seed, values)
-            if not _results(variant, seed, work).get("complete"):
+            if not _finished(_results(variant, seed, work), plan):
                 jobs[number, name] = Job(name, "eqnet.scripts.train", ["--config", str(config)])
     left = len(jobs)
     if jobs:
@@ -291,6 +291,11 @@ def rows(
         }
         for variant, plan in found.items()
     ]
+
+
+def _finished(run: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """Whether a run has ended, at the length of the plan."""
+    return bool(run.get("complete")) and run["limits"]["max_num_epochs"] == plan["epochs"]
 
 
 def _powers(variant: Variant) -> str:

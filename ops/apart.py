@@ -20,13 +20,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def compiled_apart(function: Callable[P, T]) -> Callable[P, T]:
+def compiled_apart(function: Callable[P, T], static: tuple[str, ...] = ()) -> Callable[P, T]:
     """The function of arrays, compiled on a CPU as a function of its own, derivatives included.
 
-    It must have no matrix products: XLA 0.10 ends the process where it finds one with batches in
-    such a function, whose arrays it stores in another order.
+    Args:
+        function: without matrix products. The XLA of jaxlib 0.10 ends the process where it finds
+            one with batches in such a function, whose arrays it stores in another order.
+        static: names of arguments, given by name, that are no arrays.
     """
-    compiled = jax.jit(function)
+    compiled = jax.jit(function, static_argnames=static)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         if platform() != "cpu":
@@ -39,4 +41,10 @@ def compiled_apart(function: Callable[P, T]) -> Callable[P, T]:
 
 def platform() -> str:
     """'cpu', 'gpu' or 'tpu': of the device that programs are compiled for."""
-    return (jax.config.values["jax_default_device"] or jax.devices()[0]).platform
+    return default_device().platform
+
+
+def default_device() -> jax.Device:
+    """The device that programs are compiled for, unless their arguments say otherwise."""
+    found = jax.config.values["jax_default_device"] or jax.devices()[0]
+    return jax.devices(found)[0] if isinstance(found, str) else found

@@ -50,4 +50,6 @@ ad.defbilinear(
     lambda g, x, y: _product.bind(_transposed(x), g),
 )
 batching.primitive_batchers[_product] = _batch
-mlir.register_lowering(_product, mlir.lower_fun(compiled_apart(_evaluate), multiple_results=False))
+_apart = compiled_apart(_evaluate)
+mlir.register_lowering(_product, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_apart, multiple_results=False), platform="cpu")

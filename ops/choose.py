@@ -22,6 +22,7 @@ import numpy as np
 from eqnet.graph import AtomGraph
 from eqnet.irreps import IrrepsArray
 from eqnet.ops import choices
+from eqnet.ops.apart import default_device
 from eqnet.ops.convolution import Convolution
 from eqnet.ops.product import Kernel, NodePower, Product, Radial
 from eqnet.ops.timing import Clock, take_turns
@@ -79,8 +80,7 @@ def _fastest(
     if len(energies) == 1:
         return default
     dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-    device: Any = jax.config.values["jax_default_device"] or jax.devices()[0]
-    device = jax.devices(device)[0] if isinstance(device, str) else device
+    device = default_device()
     key = _key(product, energies, dtype, device)
     found = choices.read(key)
     if found not in energies:

@@ -40,6 +40,7 @@ def rows(
             "rqo,rqc->roc",
             coupling.reshape(num_rows, inner, -1),
             weighted.reshape(num_rows, inner, -1),
+            precision=HIGHEST,
         )
         out.setdefault(path.out, []).append(summed)
     return product.join(out)

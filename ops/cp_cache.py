@@ -22,7 +22,7 @@ import numpy as np
 from eqnet.ops.cp_fit import EXACT, LARGEST_SUM, Factors, fit
 from eqnet.ops.cp_tensor import StackedTensor
 
-FORMAT = 2  # a new number when the fits of the same arguments change
+FORMAT = 3  # a new number when the fits of the same arguments change
 # Above this many entries of the tensor (all degrees to 4) no exact fit is searched for.
 LARGEST = 25**3
 # Exact ranks for all degrees to L on all sides found in long searches, {(d, couplings): rank}:
@@ -80,7 +80,7 @@ def fit_of_rank(stacked: StackedTensor, rank: int) -> Fit:
 
 @cache
 def smallest_fit(stacked: StackedTensor, tolerance: float) -> Fit:
-    """The smallest fit that was found with at most this relative error.
+    """The smallest fit, not degenerate, that was found with at most this relative error.
 
     Ranks are searched by bisection with a few starts each, below the rank of a generic tensor of
     this shape, d1 d2 d3 / (d1 + d2 + d3 - 2), or from the known exact rank down to it. Tensors too
@@ -114,8 +114,8 @@ def _search(stacked: StackedTensor, tolerance: float) -> Factors:
     shape, trivial = tensor.shape, trivial_rank(stacked)
 
     def attempt(rank: int, starts: int) -> Factors | None:
-        factors = fit(tensor, rank, tolerance, starts)
-        return factors if factors.error(tensor) <= tolerance else None
+        found = Fit.of(fit(tensor, rank, tolerance, starts), stacked)
+        return found.factors if found.error <= tolerance and not found.degenerate else None
 
     known = KNOWN_RANKS.get((max(shape), len(stacked.couplings)), 0) if len(set(shape)) == 1 else 0
     # with a tolerance this tight no smaller rank than the exact one is enough

@@ -4,14 +4,16 @@
 
 channel by channel, with C the Clebsch-Gordan table of unit norm and g the coefficient that tells
 one product from another. All paths to an irrep are summed into one copy. A convolution makes b
-alone from the length of its edge: a and c are what the linear maps before and after it do, and a
-product of three numbers that all change with the length trains worse. With unit-variance x, y,
-a, b, c, a component of a block g C(x, y) has variance g^2 / (2 l_out + 1), so that
+alone from the length of its edge: a, and c where there is one kind, are what the linear maps before
+and after it do, and a product of three numbers that all change with the length trains worse.
+
+With unit-variance x, y, a, b, c, a component of a block g C(x, y) has variance
+g^2 / (2 l_out + 1), so that
 
     n_out = (number of kinds of out * sum_{left, right} g^2 / (2 l_out + 1))^(-1/2)
 
 gives unit variance of the output. A product may keep sums of different *kinds* apart, each with its
-own weight c.
+own weight c in mode 'all'.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ is exact, and half of the sphere is enough.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -73,27 +74,26 @@ class Pointwise(NamedTuple):
         lead = jnp.broadcast_shapes(left[0].shape[:-2], right[0].shape[:-2])
         x = to_fields(self.left, join(self.left, left, lead))
         y = to_fields(self.right, join(self.right, right, lead))
-        z = multiply(x, y, self.algebra, {(group.key, group.component) for group in self.out})
+        wanted = frozenset((group.key, group.component) for group in self.out)
+        z = multiply(x, y, algebra=self.algebra, wanted=wanted)
         blocks = part(self.out, from_fields(self.out, z, left[0].shape[-1]), lead)
         return [blocks[n] for n in sorted(blocks)]
 
 
-def multiply(x: Fields, y: Fields, algebra: Algebra, wanted: set[tuple[Class, int]]) -> Fields:
+@partial(compiled_apart, static=("algebra", "wanted"))
+def multiply(
+    x: Fields, y: Fields, *, algebra: Algebra, wanted: frozenset[tuple[Class, int]]
+) -> Fields:
     """Those products of fields that are wanted."""
-
-    @compiled_apart
-    def products(x: Fields, y: Fields) -> Fields:
-        z: Fields = {}
-        for o, a, b, sign in algebra:
-            for left in [key for key, component in x if component == a]:
-                for right in [key for key, component in y if component == b]:
-                    into = times(left, right), o
-                    if into in wanted:
-                        term = sign * (x[left, a] * y[right, b])
-                        z[into] = z[into] + term if into in z else term
-        return z
-
-    return products(x, y)
+    z: Fields = {}
+    for o, a, b, sign in algebra:
+        for left in [key for key, component in x if component == a]:
+            for right in [key for key, component in y if component == b]:
+                into = times(left, right), o
+                if into in wanted:
+                    term = sign * (x[left, a] * y[right, b])
+                    z[into] = z[into] + term if into in z else term
+    return z
 
 
 def times(left: Class, right: Class) -> Class:

@@ -46,6 +46,7 @@ Signal = list[jax.Array]
 Projections = list[dict[int, jax.Array]]
 
 EVEN, ODD = (1, 0), (-1, 1)  # the classes of natural parity
+BOTH = frozenset({(EVEN, 0), (ODD, 0)})
 
 
 @cache
@@ -83,7 +84,7 @@ def by_grid(inputs: Degrees, outputs: Degrees, signals: list[Signal]) -> Project
     value, *others = (to_fields(to_values, join(to_values, s, (rows,))) for s in signals)
     projections = []
     for other in others:
-        value = multiply(value, other, VALUES, {(EVEN, 0), (ODD, 0)})
+        value = multiply(value, other, algebra=VALUES, wanted=BOTH)
         projections.append(part(back, from_fields(back, value, channels), (rows,)))
     return projections
 

@@ -9,7 +9,6 @@ operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -127,12 +126,6 @@ _product.def_abstract_eval(_abstract)
 ad.primitive_jvps[_product] = _jvp
 ad.primitive_transposes[_product] = _transpose
 batching.primitive_batchers[_product] = _batch
-mlir.register_lowering(
-    _product,
-    mlir.lower_fun(
-        lambda *operands, coefficients: compiled_apart(
-            partial(_evaluate, coefficients=coefficients)
-        )(*operands),
-        multiple_results=False,
-    ),
-)
+_apart = compiled_apart(_evaluate, static=("coefficients",))
+mlir.register_lowering(_product, mlir.lower_fun(_evaluate, multiple_results=False))
+mlir.register_lowering(_product, mlir.lower_fun(_apart, multiple_results=False), platform="cpu")

@@ -209,6 +209,13 @@ def test_trivial_factors() -> None:
     assert exact.fit.error == 0.0
 
 
+def test_a_tolerance_chooses_no_degenerate_fit() -> None:
+    """Rank 7 would be good enough, but its terms cancel."""
+    product = small("SO3", tolerance=0.03)
+    assert product.fit.factors.rank == 8
+    assert product.fit.error < 0.03
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rank 7 has only degenerate fits .* rank 8 or more"):
         small("SO3", rank=7)
