@@ -19,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.irreps import IrrepsArray
+from eqnet.ops.blocks import in_blocks
 from eqnet.ops.sparse import Sparse, sparse_product
 
 if TYPE_CHECKING:
     from eqnet.ops.clebsch_gordan import ClebschGordan
+
+UVW = "method sparse works channel by channel; for mode 'uvw' there is dense"
 
 # (product, x, y, weights) -> output, all with the same leading axes.
 Core = Callable[["ClebschGordan", IrrepsArray, IrrepsArray, jax.Array], IrrepsArray]
@@ -37,22 +40,37 @@ def sparse(
         ValueError: mode 'uvw', which mixes channels.
     """
     if product.mode == "uvw":
-        raise ValueError("method sparse works channel by channel; for mode 'uvw' there is dense")
+        raise ValueError(UVW)
     lead = x.array.shape[:-1]
     left, right = (v.array.reshape((prod(lead), -1)) for v in (x, y))
-    rows = jnp.broadcast_to(weights, (*lead, product.num_weights)).reshape((prod(lead), -1))
+    own = None  # weights of each row
+    if weights.ndim > 1:
+        own = jnp.broadcast_to(weights, (*lead, product.num_weights)).reshape((prod(lead), -1))
+
+    def some_rows(left: jax.Array, right: jax.Array, own: jax.Array | None) -> jax.Array:
+        shape = (len(left), product.num_weights)
+        return _rows(product, left, right, jnp.broadcast_to(weights, shape) if own is None else own)
+
+    row_bytes = product.irreps_out.dim * left.dtype.itemsize
+    out = in_blocks(some_rows, (left, right, own), row_bytes)
+    return IrrepsArray(product.irreps_out, out.reshape((*lead, -1)))
+
+
+def _rows(
+    product: ClebschGordan, left: jax.Array, right: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """X [N, irreps_left], y [N, irreps_right], weights [N, num_weights] -> [N, irreps_out]."""
     blocks, parts = list(product.irreps_left), []
     for n, run in enumerate(product.runs):
         start, end = (sum(m.dim for m in blocks[:place]) for place in (run.start, run.end))
         channels = blocks[run.start].mul
         operands = (
-            run_weights(product, n, rows),
+            run_weights(product, n, weights),
             left[:, start:end].reshape((len(left), -1, channels)),
             _right_rows(product, right, channels),
         )
         parts.append(sparse_product(_terms(product, n), *operands))
-    out = product.assemble(parts)
-    return IrrepsArray(out.irreps, out.array.reshape((*lead, -1)))
+    return product.assemble(parts).array
 
 
 def sparse_edges(
@@ -64,8 +82,12 @@ def sparse_edges(
 ) -> IrrepsArray:
     """X [r, k, irreps_left], y [r, k, irreps_right] -> [r, irreps_out], summed over k."""
     del shared
-    messages = sparse(product, x, y, weights)
-    return IrrepsArray(messages.irreps, messages.array.sum(1))
+    if product.mode == "uvw":
+        raise ValueError(UVW)
+    edges = weights.shape[:2]
+    operands = (v.reshape((prod(edges), -1)) for v in (x.array, y.array, weights))
+    messages = _rows(product, *operands).reshape((*edges, -1))
+    return IrrepsArray(product.irreps_out, messages.sum(1))
 
 
 def run_weights(product: ClebschGordan, n: int, weights: jax.Array) -> jax.Array:
