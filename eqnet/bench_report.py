@@ -132,7 +132,7 @@ def detail_table(results: Sequence[Result]) -> Table:
 def figure(results: Sequence[Result]) -> Figure:
     """Time against degree and against expressible paths, forward and gradients, one style."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     from eqnet.plots import style
 
@@ -147,6 +147,7 @@ def figure(results: Sequence[Result]) -> Figure:
             row[0].xaxis.set_major_locator(MaxNLocator(integer=True))
             row[1].set(xlabel="expressible paths")
             row[1].set_xscale("log")
+            row[1].xaxis.set_minor_formatter(NullFormatter())
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
     return figure
