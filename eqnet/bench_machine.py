@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from eqnet.errors import InputError
+from eqnet.processor import processor_name
 
 PACKAGES = ("eqnet", "jax", "jaxlib", "e3nn-jax", "cuequivariance-jax", "e3x", "mlip")
 
@@ -100,7 +100,7 @@ def measure_machine(dtype: str) -> Machine:
     best = {name: timing.best(device.platform) for name, timing in timings.items()}
     return Machine(
         device=device.device_kind,
-        processor=_processor(),
+        processor=processor_name(),
         cores=cores(),
         dtype=dtype,
         matmul=2 * side**3 / min(best["matmul"], best.get("numpy", np.inf)),
@@ -118,12 +118,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

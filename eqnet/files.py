@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their digests."""
+"""Files that are whole or not there, their digests, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder(name: str) -> Path | None:
+    """`eqnet/NAME` in the user's cache folder, made if missing; None where none can be."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = base / "eqnet" / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder
 
 
 def digest(path: str | os.PathLike[str]) -> str:

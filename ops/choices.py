@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from eqnet.files import cache_folder, replacing
 
 UNWRITTEN: dict[str, str] = {}  # choices of this process that no folder could take
 
@@ -32,21 +33,14 @@ def write(key: str, method: str, milliseconds: Mapping[str, float]) -> None:
     if path is None:
         UNWRITTEN[key] = method
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
     except OSError:
         UNWRITTEN[key] = method
-        temporary.unlink(missing_ok=True)
 
 
 def _file(key: str) -> Path | None:
     """None where there can be no cache folder."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folder = base / "eqnet" / "methods"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    folder = cache_folder("methods")
+    return folder and folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

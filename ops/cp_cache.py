@@ -8,10 +8,9 @@ factors have the error it states. Otherwise it is made again.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eqnet.files import cache_folder, replacing
 from eqnet.ops.cp_fit import EXACT, LARGEST_SUM, Factors, fit
 from eqnet.ops.cp_tensor import StackedTensor
 
@@ -158,24 +158,13 @@ def _kept(stacked: StackedTensor, what: str, make: Callable[[], Factors]) -> Fit
     """From the cache folder if there is a sound file, otherwise made and written there."""
     parts = (FORMAT, stacked.left, stacked.right, stacked.out, stacked.group, what)
     key = hashlib.sha256(repr(parts).encode() + stacked.values.tobytes()).hexdigest()[:32]
-    folder = cache_folder()
+    folder = cache_folder("cp")
     found = _read(folder / f"{key}.npz", stacked) if folder else None
     if found is None:
         found = Fit.of(make(), stacked)
         if folder:
             _write(folder / f"{key}.npz", found)
     return found
-
-
-def cache_folder() -> Path | None:
-    """`eqnet/cp` in the user's cache folder, made if missing; None where none can be."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folder = base / "eqnet" / "cp"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -189,17 +178,8 @@ def _write(path: Path, found: Fit) -> None:
     """The whole file or nothing; a folder that cannot be written costs only the next fit."""
     errors = np.array([found.error, found.equivariance_error, found.cancellation])
     arrays = {**found.factors._asdict(), "errors": errors}
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, **arrays, sha256=_digest(arrays))  # pyright: ignore[reportArgumentType]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        if temporary:
-            temporary.unlink(missing_ok=True)
+    with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays, sha256=_digest(arrays))  # pyright: ignore[reportArgumentType]
 
 
 def _read(path: Path, stacked: StackedTensor) -> Fit | None:

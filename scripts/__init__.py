@@ -6,16 +6,15 @@ before the command is known, so that `eqnet --help` is instant.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 
 from eqnet.errors import InputError
+from eqnet.files import cache_folder
+from eqnet.processor import processor_key
 
 COMMANDS = {
     "train": "fit a potential to a file of labelled structures",
@@ -97,26 +96,7 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = base / "eqnet" / f"jax-{_processor()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except (OSError, RuntimeError):  # no home, or none that can be written: compile every time
-        return
-    if writable:
+    folder = cache_folder(f"jax-{processor_key()}")
+    if folder and os.access(folder, os.W_OK | os.X_OK):  # otherwise every start compiles
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-
-
-def _processor() -> str:
-    """Short name of the kind of processor, with the instructions it knows where they are listed."""
-    kind = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        kind += "".join(
-            sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))})
-        )
-    except OSError:
-        kind += platform.processor()
-    return hashlib.sha256(kind.encode()).hexdigest()[:12]

@@ -17,6 +17,7 @@ from product_checks import (
     turned,
 )
 
+from eqnet.files import cache_folder
 from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
 from eqnet.ops import cp_cache
 from eqnet.ops.clebsch_gordan import ClebschGordan
@@ -298,7 +299,7 @@ class TestCache:
     ) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        assert cp_cache.cache_folder() is None
+        assert cache_folder("cp") is None
         assert self.fitted().error < EXACT
 
     def test_a_full_disk_costs_only_the_file(
