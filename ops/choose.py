@@ -26,6 +26,7 @@ from eqnet.ops.apart import default_device
 from eqnet.ops.convolution import Convolution
 from eqnet.ops.product import Kernel, NodePower, Product, Radial
 from eqnet.ops.timing import Clock, take_turns
+from eqnet.processor import processor_name
 
 EDGES = 600  # of the convolution that is timed
 NEIGHBORS = 20  # of an atom, where there are edges enough
@@ -96,10 +97,11 @@ def _fastest(
 
 
 def _key(product: Any, methods: Mapping[str, Any], dtype: Any, device: Any) -> str:
-    """Everything the choice depends on."""
+    """Everything the choice depends on: a home folder may be shared by different machines."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = [version(name) for name in ("eqnet", "jax", "jaxlib")]
-    parts = (repr(product), tuple(methods), str(dtype), device.device_kind, cores, *versions)
+    kind = processor_name() if device.platform == "cpu" else device.device_kind
+    parts = (repr(product), tuple(methods), str(dtype), kind, cores, *versions)
     return " ".join(map(str, parts))
 
 

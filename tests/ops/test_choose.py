@@ -23,6 +23,7 @@ from eqnet.ops import (
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.gaunt_power import GauntPower
 from eqnet.ops.product import dense
+from eqnet.processor import processor_name
 
 PRODUCT: Any = ClebschGordan(Irreps("4x0e+4x1o"), spherical_irreps(1), Irreps("0e+1o"))
 POWER = GauntPower(Irreps("2x0e+2x1o"), Irreps("2x0e"), 2)
@@ -123,6 +124,19 @@ def test_choices_depend_on_product_and_precision(
         for dtype in ("float32", "float64"):
             choose.fastest(product, KERNELS, dtype)
     assert len(list(folder.iterdir())) == 4
+
+
+def test_a_choice_is_for_one_kind_of_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that share a home folder choose for themselves."""
+    assert processor_name() not in ("", "cpu")
+    for name, times in {"old": (2.0, 1.0), "new": (1.0, 2.0)}.items():
+        monkeypatch.setattr(choose, "processor_name", lambda name=name: name)
+        found = dict(zip(("slow", "dense"), times, strict=True))
+        monkeypatch.setattr(choose, "_times", lambda *_, found=found: found)
+        assert choose.fastest(PRODUCT, KERNELS) == min(found, key=found.__getitem__)
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_without_a_folder_and_inside_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
