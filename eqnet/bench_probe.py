@@ -19,11 +19,11 @@ from eqnet import training
 from eqnet.bench_model import peak_rss
 from eqnet.device import computing, find_device
 from eqnet.errors import InputError
-from eqnet.experiment import Experiment, build, prepare
+from eqnet.experiment import Experiment, build, prepare, problem_of
 from eqnet.ops.timing import Clock
 from eqnet.options import TrainOptions, resolve_choices
 from eqnet.run_folder import read_yaml, write
-from eqnet.training import Problem, Program
+from eqnet.training import Program
 
 EPOCHS = 3  # after a first one, which compiles
 MOST_STEPS = 100  # of an epoch that are made
@@ -73,15 +73,8 @@ Epoch = tuple[Callable[[int], float], Program]
 
 def _epochs(experiment: Experiment) -> tuple[Epoch, Epoch]:
     """Functions that go through an epoch and say what part of it that was; their programs."""
-    options, potential = experiment.options, build(experiment)
-    loaders = {role: experiment.loader(role, potential) for role in ("train", "valid")}
-    problem = Problem(
-        potential,
-        options.loss,
-        options.optimizer,
-        steps_per_epoch=loaders["train"].num_batches,
-        stress=experiment.stress,
-    )
+    options = experiment.options
+    problem, loaders = problem_of(experiment, build(experiment))
     dtype = np.dtype(options.run.default_dtype)
     stage = training.stage_state(options.optimizer.lr, 0, 1000, (1.0, 1.0, 1.0), dtype)
     state = training.first_state(problem, stage, options.run.seed)

@@ -29,6 +29,7 @@ from eqnet.scaling import fit_shift, force_scale
 
 if TYPE_CHECKING:
     from eqnet.potential import Potential
+    from eqnet.training import Problem
 
 DEFAULT_STEPS = 20_000  # of a run without max_num_epochs
 
@@ -138,6 +139,22 @@ def build(experiment: Experiment) -> Potential:
     graphdef, state = nnx.split(potential)
     dtype = np.dtype(options.run.default_dtype)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), state))
+
+
+def problem_of(experiment: Experiment, potential: Potential) -> tuple[Problem, dict[str, Loader]]:
+    """What to minimise from these first weights on, and the batches of train and valid."""
+    from eqnet.training import Problem
+
+    loaders = {role: experiment.loader(role, potential) for role in ("train", "valid")}
+    options = experiment.options
+    problem = Problem(
+        potential,
+        options.loss,
+        options.optimizer,
+        steps_per_epoch=loaders["train"].num_batches,
+        stress=experiment.stress,
+    )
+    return problem, loaders
 
 
 def prepare(options: TrainOptions, file: Path) -> Experiment:

@@ -235,21 +235,14 @@ def _fit(
     started: float,
 ) -> int:
     from eqnet.checkpoint import Checkpoints
+    from eqnet.experiment import problem_of
     from eqnet.fit import Fit
     from eqnet.results import finish
     from eqnet.run_folder import History
     from eqnet.scripts.train_tables import model_line, waste_line
-    from eqnet.training import Problem
 
     options = experiment.options
-    loaders = {role: experiment.loader(role, potential) for role in ("train", "valid")}
-    problem = Problem(
-        potential,
-        options.loss,
-        options.optimizer,
-        steps_per_epoch=loaders["train"].num_batches,
-        stress=experiment.stress,
-    )
+    problem, loaders = problem_of(experiment, potential)
     progress.tell(waste_line(loaders))
     progress.tell(model_line(problem, options))
     checkpoints = Checkpoints(folder.checkpoints, tell=progress.tell)
