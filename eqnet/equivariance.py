@@ -16,8 +16,8 @@ from flax import nnx
 from eqnet.data.frame import Frame
 from eqnet.evaluation import Answer, evaluate
 from eqnet.metrics import MILLI, number
-from eqnet.ops.measures import random_rotation
 from eqnet.potential import Potential
+from eqnet.so3 import random_elements
 
 TURNS = 8  # orientations of each structure, if they are small
 MAX_ATOMS = 600  # in all turned structures together, unless that leaves less than two turns
@@ -41,7 +41,7 @@ def orientations(frames: Sequence[Frame]) -> list[np.ndarray]:
     """Random elements of O(3), [3, 3] each, every second one improper; few for many atoms."""
     rng = np.random.default_rng(0)
     turns = max(2, min(TURNS, MAX_ATOMS // sum(map(len, frames))))
-    return [(-1) ** n * random_rotation(rng) for n in range(turns)]
+    return list(random_elements(rng, turns))
 
 
 def turned(frame: Frame, element: np.ndarray) -> Frame:

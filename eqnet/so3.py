@@ -6,6 +6,7 @@ once in float64 numpy and cast where they are used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -13,6 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    """A proper rotation, uniform up to the conventions of the factorisation, [3, 3]."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q * np.linalg.det(q)
+
+
+def random_elements(
+    rng: np.random.Generator, number: int, group: str = "O3"
+) -> Iterator[np.ndarray]:
+    """Rotations [3, 3], drawn one by one; every second one improper in 'O3', none in 'SO3'."""
+    for n in range(number):
+        yield random_rotation(rng) * (-1 if group == "O3" and n % 2 else 1)
 
 
 @cache

@@ -20,7 +20,13 @@ from scipy.spatial.transform import Rotation
 
 from eqnet.irreps import Irrep, Irreps, IrrepsArray
 from eqnet.ops.product import Kernel, Product
-from eqnet.so3 import HIGHEST, clebsch_gordan, spherical_harmonics
+from eqnet.so3 import (
+    HIGHEST,
+    clebsch_gordan,
+    random_elements,
+    random_rotation,
+    spherical_harmonics,
+)
 
 # Rows of x [n, irreps_left] and y [n, irreps_right] -> [n, irreps_out].
 Bilinear = Callable[[IrrepsArray, IrrepsArray], IrrepsArray]
@@ -237,8 +243,7 @@ def rms_symmetry_error(
     """
     rng = np.random.default_rng(seed)
     errors, sizes = [], []
-    for n in range(elements):
-        element = random_rotation(rng) * (-1 if group == "O3" and n % 2 else 1)
+    for element in random_elements(rng, elements, group):
         x, y = (
             IrrepsArray(irreps, jnp.asarray(rng.normal(size=(rows, irreps.dim))))
             for irreps in (left, right)
@@ -263,13 +268,6 @@ def turned(x: IrrepsArray, rotation: np.ndarray) -> IrrepsArray:
         sign = ir.p if parity < 0 else 1
         parts.append(jnp.einsum("ij,...jc->...ic", sign * matrix, block, precision=HIGHEST))
     return IrrepsArray.from_blocks(x.irreps, parts)
-
-
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A proper rotation, uniform up to the conventions of the factorisation, [3, 3]."""
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    return q * np.linalg.det(q)
 
 
 def measure(

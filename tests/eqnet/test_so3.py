@@ -90,3 +90,13 @@ def test_edge_frames_have_derivatives_at_the_poles() -> None:
         _, derivative = jax.jvp(image, (jnp.asarray(axis),), (jnp.asarray(tangent),))
         difference = (image(axis + h * tangent) - image(axis - h * tangent)) / (2 * h)
         np.testing.assert_allclose(derivative, difference, atol=1e-8)
+
+
+def test_random_elements_are_of_the_group() -> None:
+    for group, signs in (("O3", [1, -1, 1, -1]), ("SO3", [1, 1, 1, 1])):
+        elements = list(so3.random_elements(np.random.default_rng(0), 4, group))
+        np.testing.assert_allclose([np.linalg.det(element) for element in elements], signs)
+        for element in elements:
+            np.testing.assert_allclose(element @ element.T, np.eye(3), atol=1e-14)
+    first, second = (so3.random_rotation(np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.abs(first - second).max() > 0.1
