@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,12 +63,14 @@ def work_off(
 ) -> int | None:
     """Run all jobs, as many at a time as there are places.
 
-    A signal to this process is passed on to them, and no further one is started.
+    A signal to this process ends them (SIGTERM, which lets a training save itself), and no further
+    one is started. An error here ends them, too.
 
     Args:
         jobs: what to run, in this order.
         places: cores of the jobs that run at a time.
-        ended: called with each job, its exit code and the last line of its errors.
+        ended: called with each job, its exit code and why it failed: the last line of its errors,
+            or the signal that killed it.
 
     Returns:
         The number of the signal that ended it, or None.
@@ -75,16 +78,17 @@ def work_off(
     waiting, free = deque(jobs), list(reversed(places))
     running: list[Running] = []
     with Interrupt() as interrupt:
-        while running or (waiting and interrupt.signal is None):
-            while waiting and free and interrupt.signal is None:
-                running.append(_start(waiting.popleft(), free.pop()))
-            time.sleep(LOOK_SECONDS)
-            if interrupt.signal is not None:
-                return _stop(running, interrupt.signal)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                free.append(one.cores)
-                ended(one.job, one.process.returncode, _last_line(one.errors))
+        try:
+            while (running or waiting) and interrupt.signal is None:
+                while waiting and free and interrupt.signal is None:
+                    running.append(_start(waiting.popleft(), free.pop()))
+                time.sleep(LOOK_SECONDS)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    free.append(one.cores)
+                    ended(one.job, one.process.returncode, _why(one))
+        finally:
+            _stop(running)
     return interrupt.signal
 
 
@@ -106,16 +110,20 @@ def _start(job: Job, cores: Cores) -> Running:
     return Running(job, process, errors, cores)
 
 
-def _stop(running: Sequence[Running], number: int) -> int:
+def _stop(running: Sequence[Running]) -> None:
     for one in running:
         one.process.terminate()
     for one in running:
         one.process.wait()
-    return number
+        one.errors.close()
 
 
-def _last_line(file: IO[bytes]) -> str:
-    with file:
+def _why(one: Running) -> str:
+    """The signal that killed a process, or the last line of its errors."""
+    with one.errors as file:
         file.seek(0)
         lines = file.read().decode(errors="replace").strip().splitlines()
+    number = -one.process.returncode
+    if number > 0:
+        return f"it was killed by signal {number} ({signal.strsignal(number)})"
     return lines[-1].removeprefix("eqnet: error: ") if lines else "it ended without a word"

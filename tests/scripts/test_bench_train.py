@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_run
 from ase.io import write
 
-from eqnet.bench_jobs import Job, share_cores, work_off
+from eqnet import bench_jobs
+from eqnet.bench_jobs import Job, Running, share_cores, work_off
 from eqnet.bench_train import Variant, Work, fix_split, read_variants, rows
 from eqnet.data.frame import to_atoms
 from eqnet.errors import InputError
@@ -106,13 +112,13 @@ def test_all_seeds_have_the_same_structures(tmp_path: Path) -> None:
 
 def test_mean_and_deviation_over_seeds() -> None:
     errors = [{"forces_mae": 3.0}, {"forces_mae": 5.0}]
-    times = [{"loop_cpu_seconds": 50.0}, {"loop_cpu_seconds": 70.0}]
+    times = [{"loop_cpu_seconds": 50.0, "epochs": 4}, {"loop_cpu_seconds": 70.0, "epochs": 8}]
     runs = {seed: errors[seed] | times[seed] for seed in (0, 1)}
-    plan = {"platform": "cpu", "epochs": 10, "peak_rss_mb": 1.0, "runs": runs}
+    plan = {"platform": "cpu", "epochs": 12, "peak_rss_mb": 1.0, "runs": runs}
     work = Work(TrainOptions(), {}, 1.0, Path(), [None], print)
     (row,) = rows({Variant("cp", "gaunt", 2): plan}, {"cp+gaunt": {"force_ms": 2.0}}, work)
     assert (row["product"], row["node_product"], row["seeds"]) == ("cp", "gaunt", 2)
-    assert (row["train_minutes"], row["s_per_epoch"]) == (1.0, 6.0)
+    assert (row["epochs"], row["train_minutes"], row["s_per_epoch"]) == (6, 1.0, 10.0)  # done
     assert (row["forces_mae"], row["forces_mae_std"]) == (4.0, pytest.approx(2**0.5))
     assert row["energy_mae"] is None
 
@@ -179,3 +185,47 @@ def test_jobs() -> None:
     assert ended[1][:2] == ("wrong", 1) and "No module named" in ended[1][2]
     with pytest.raises(InputError, match="lower --jobs"):
         share_cores(1000, 1)
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Running]]:
+    """What was started, killed in the end; modules of the tests: `long` and `killed`."""
+    (tmp_path / "long.py").write_text("import time\ntime.sleep(100)\n")
+    (tmp_path / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    running: list[Running] = []
+    start = bench_jobs._start
+
+    def record(*words: Any) -> Running:
+        running.append(start(*words))
+        return running[-1]
+
+    monkeypatch.setattr(bench_jobs, "_start", record)
+    yield running
+    for one in running:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_a_killed_job_says_so(started: list[Running]) -> None:
+    ended: list[tuple[str, int, str]] = []
+    jobs = [Job("killed", "killed", [])]
+    work_off(jobs, [None], lambda *what: ended.append((what[0].name, *what[1:])))
+    assert ended == [("killed", -9, "it was killed by signal 9 (Killed)")]
+
+
+def test_no_job_survives_an_error(started: list[Running]) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of the one who asked")
+
+    with pytest.raises(RuntimeError, match="who asked"):
+        work_off([Job("long", "long", []), Job("killed", "killed", [])], [None] * 2, fail)
+    assert [one.process.poll() for one in started] == [-15, -9]
+
+
+def test_a_signal_ends_the_jobs_and_starts_no_other(started: list[Running]) -> None:
+    jobs = [Job("long", "long", [])] * 2
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert work_off(jobs, [None], lambda *_: None) == signal.SIGINT
+    assert [one.process.poll() for one in started] == [-15]
