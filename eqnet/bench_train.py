@@ -309,11 +309,12 @@ def _lengths(plan: dict[str, Any]) -> dict[str, Any]:
     clock = "cpu" if plan["platform"] == "cpu" else "wall"
     runs = list(plan["runs"].values())
     seconds = mean(run[f"loop_{clock}_seconds"] for run in runs)
+    epochs = mean(run["epochs"] for run in runs)  # done, which may be fewer than planned
     return {
-        "epochs": plan["epochs"],
+        "epochs": epochs,
         "clock": clock,
         "train_minutes": seconds / 60,
-        "s_per_epoch": seconds / plan["epochs"],
+        "s_per_epoch": seconds / epochs,
     }
 
 
