@@ -144,8 +144,7 @@ def choose_methods(
     if method in ("default", "auto"):
         return method, method
     if method not in edge and method not in node:
-        known = ", ".join(dict.fromkeys([*edge, *node]))
-        raise ValueError(f"{product} has no method {method!r}; it has: {known}")
+        raise _no_method(product, [*edge, *node], method)
     return method if method in edge else "default", method if method in node else "default"
 
 
@@ -174,7 +173,9 @@ def choose_power_method(power: NodePower, method: str = "default") -> str:
     """
     if method == "auto":
         method = fastest_power(power, [name for name in power.methods if name != "dense"])
-    return _named(type(power).__name__, power.methods, method)
+    kind = type(power)
+    name = next((name for name, powers in POWERS.items() if powers is kind), kind.__name__)
+    return _named(f"node product {name}", power.methods, method)
 
 
 def method_name(product: Product, convolve: Convolution) -> str:
@@ -185,5 +186,10 @@ def method_name(product: Product, convolve: Convolution) -> str:
 def _named(name: str, known: Sequence[str], method: str) -> str:
     """A method of `known`, the first for 'default'."""
     if method != "default" and method not in known:
-        raise ValueError(f"{name} has no method {method!r}; it has: {', '.join(known)}")
+        raise _no_method(name, known, method)
     return known[0] if method == "default" else method
+
+
+def _no_method(name: str, known: Sequence[str], method: str) -> ValueError:
+    there = ", ".join(dict.fromkeys(["default", "auto", *known]))
+    return ValueError(f"{name} has no method {method!r}; it has: {there}")

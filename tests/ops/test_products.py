@@ -93,7 +93,7 @@ def test_impossible_products_are_refused() -> None:
     with pytest.raises(ValueError, match="no product 'gant'; there is: clebsch_gordan, gaunt"):
         edge_product("gant", Irreps("2x0e"), Irreps("1o"), Irreps("1o"), needed=Irreps("1o"))
     product: Any = ClebschGordan(Irreps("2x0e"), Irreps("1o"), Irreps("1o"))
-    with pytest.raises(ValueError, match="has no method 'quick'; it has: rows, .*dense"):
+    with pytest.raises(ValueError, match="has no method 'quick'; it has: default, auto, rows, .*dense"):
         choose_convolution(product, "quick")
 
 
