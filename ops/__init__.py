@@ -77,14 +77,33 @@ def edge_product(
         raise ValueError(f"rank {rank} has no effect on {name}: leave it out or choose product cp")
     options = {"rank": rank} if rank else {}
     made = product(irreps_left, irreps_right, irreps_target, **options)
-    reached = {ir for _, ir in made.irreps_out}
-    missing = [str(ir) for _, ir in needed if ir not in reached]
+    missing = _missing(made, needed)
     if missing:
+        why = ""
+        if name == "vector_gaunt":
+            why = " (its vector signals make scalars only of features of degree 1 or more)"
+        irreps = irreps_left, irreps_right, irreps_target
+        fit = [other for other in PRODUCTS if _fits(other, *irreps, needed)]
         raise ValueError(
-            f"{name} does not take {irreps_left} to {', '.join(missing)}, which this model needs; "
-            "clebsch_gordan has every path there is"
+            f"{name} has no path from {irreps_left} x {irreps_right} to {', '.join(missing)}, "
+            f"which this model needs{why}; products that have: {', '.join(fit)}"
         )
     return made
+
+
+def _missing(product: Product, needed: Irreps) -> list[str]:
+    """Outputs that a product does not reach."""
+    reached = {ir for _, ir in product.irreps_out}
+    return [str(ir) for _, ir in needed if ir not in reached]
+
+
+def _fits(name: str, left: Irreps, right: Irreps, target: Irreps, needed: Irreps) -> bool:
+    try:
+        product = PRODUCTS[name](left, right, target)
+        refuse_idle_bracket([product])
+    except ValueError:
+        return False
+    return not _missing(product, needed)
 
 
 def refuse_idle_bracket(products: Sequence[Product]) -> None:

@@ -92,8 +92,18 @@ def test_impossible_products_are_refused() -> None:
         ClebschGordan(Irreps("2x0e"), Irreps("3x1o"), Irreps("1o"), "uuu")
     with pytest.raises(ValueError, match="no product 'gant'; there is: clebsch_gordan, gaunt"):
         edge_product("gant", Irreps("2x0e"), Irreps("1o"), Irreps("1o"), needed=Irreps("1o"))
+    first = Irreps("2x0e"), spherical_irreps(2), Irreps("0e+1o+2e")
+    with pytest.raises(ValueError, match="to 0e, which this model needs .its vector sig") as why:
+        edge_product("vector_gaunt", *first, needed=first[2])
+    named = str(why.value).rpartition("products that have: ")[2].split(", ")
+    assert {"clebsch_gordan", "gaunt", "cp"} < set(named)
+    assert not {"vector_gaunt", "gaunt_bracket"} & set(named)  # it would be gaunt
+    for name in named:
+        edge_product(name, *first, needed=first[2])
     product: Any = ClebschGordan(Irreps("2x0e"), Irreps("1o"), Irreps("1o"))
-    with pytest.raises(ValueError, match="has no method 'quick'; it has: default, auto, rows, .*dense"):
+    with pytest.raises(
+        ValueError, match="has no method 'quick'; it has: default, auto, rows, .*dense"
+    ):
         choose_convolution(product, "quick")
 
 
