@@ -199,7 +199,7 @@ def _show(console: Console, rows: list[dict[str, Any]], work: Work, frame: Any) 
             row["product"],
             row["node_product"],
             str(row["seeds"]),
-            str(row["epochs"]),
+            f"{row['epochs']:g}",
             f"{row['train_minutes']:.2f}",
             f"{row['s_per_epoch']:.3g}",
             f"{row['force_ms']:.2f}",
