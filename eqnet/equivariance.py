@@ -26,7 +26,7 @@ ROUNDING_OF_FORCES = 1e-6  # meV/A, of float64
 SMALL = 0.1  # of the force error: what does not matter
 
 
-def declared_error(potential: Potential) -> float:
+def declared_error(potential: nnx.Module) -> float:
     """The largest relative equivariance error that a product of the model declares."""
     declared = [
         value.declaration.error

@@ -107,11 +107,12 @@ def build(experiment: Experiment) -> Potential:
     """The potential with its first weights, in the precision that JAX has now.
 
     Raises:
-        InputError: the options of the model do not go together.
+        InputError: the options of the model do not go together, or have no effect.
     """
     import jax
     from flax import nnx
 
+    from eqnet.equivariance import ROUNDING, declared_error
     from eqnet.models import MODELS
     from eqnet.potential import Potential
 
@@ -127,6 +128,12 @@ def build(experiment: Experiment) -> Potential:
         )()
     except ValueError as error:  # irreps that do not go together, no such product
         raise InputError(f"the model cannot be made: {error}") from None
+    rank = options.model.rank
+    if rank and declared_error(model) < ROUNDING:
+        raise InputError(
+            f"--rank {rank} has no effect: every product of this model is exact with so many terms; "
+            "lower it for an approximate one, or leave it out"
+        )
     potential = Potential(
         model,
         elements=experiment.elements,
@@ -365,6 +372,7 @@ def _resolve_length(options: TrainOptions, structures: int, config: Any) -> Trai
         values |= {name: None for name in ("num_channels", "max_L", "parity") if name in values}
     elif "hidden_irreps" in values:
         values["hidden_irreps"] = None
+    values["rank"] = values.get("rank") or None  # of a Config 0 is an exact product
     epochs = run.max_num_epochs
     if epochs is None:
         epochs = -(-(run.max_num_steps or DEFAULT_STEPS) // per_epoch)

@@ -110,6 +110,16 @@ def test_model_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
         build(found)
 
 
+def test_a_rank_that_makes_every_product_exact_is_refused(tmp_path: Path) -> None:
+    """One scalar times four harmonics has four terms; with three it is approximate."""
+    file = file_of(tmp_path, small_run.frames(9))
+    build(prepare(options(product="cp", rank=3), file))
+    build(prepare(options(product="cp"), file))
+    for rank in (4, 7):
+        with pytest.raises(InputError, match=f"--rank {rank} has no effect: every product of this"):
+            build(prepare(options(product="cp", rank=rank), file))
+
+
 def test_given_atomic_energies(tmp_path: Path) -> None:
     file = file_of(tmp_path, small_run.frames(9))
     for text in ("{1: -1.5, 8: -7}", '{"H": -1.5, "O": -7}', "{H: -1.5, O: -7.0}"):

@@ -35,6 +35,8 @@ def test_defaults_are_valid() -> None:
         ({"lr": -1.0}, "lr must be greater than 0"),
         ({"lr": float("nan")}, "lr must be a finite number"),
         ({"batch_size": 0}, "batch_size must be greater than 0"),
+        ({"rank": 0}, "rank must be greater than 0, not 0"),
+        ({"rank": -2}, "rank must be greater than 0, not -2"),
         ({"max_ell": 12}, "max_ell must be at most 11"),
         ({"max_L": -1}, "max_L must not be negative"),
         ({"valid_fraction": 1.0}, "valid_fraction must be between 0 and 1"),
