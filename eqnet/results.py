@@ -55,7 +55,7 @@ def finish(
         pairs = [p for p in zip(test, answers, strict=True) if finite(p[1])]
         test, answers = [frame for frame, _ in pairs], [answer for _, answer in pairs]
     errors = metrics.errors(test, answers)
-    facts = _facts(experiment, outcome)
+    facts = {"methods": methods_of(best.model), **_facts(experiment, outcome)}
     equivariance = _save(folder.best_model, best, experiment, {**facts, "test": errors})
     last = problem.with_weights(outcome.last)
     _save(folder.last_model, last, experiment, {**facts, "test": {}})
@@ -77,6 +77,11 @@ def finish(
         results["not_finite"] = [frame.name for frame in lost]
     folder.write_results(results)
     return results
+
+
+def methods_of(model: Any) -> dict[str, list[str]]:
+    """How the products of a model are computed, by their use and layer by layer."""
+    return dict(zip(("messages", "powers"), model.methods, strict=False))
 
 
 def _save(

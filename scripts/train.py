@@ -237,14 +237,16 @@ def _fit(
     from eqnet.checkpoint import Checkpoints
     from eqnet.experiment import problem_of
     from eqnet.fit import Fit
-    from eqnet.results import finish
+    from eqnet.results import finish, methods_of
     from eqnet.run_folder import History
-    from eqnet.scripts.train_tables import model_line, waste_line
+    from eqnet.scripts.train_tables import method_line, model_line, waste_line
 
     options = experiment.options
     problem, loaders = problem_of(experiment, potential)
     progress.tell(waste_line(loaders))
     progress.tell(model_line(problem, options))
+    if options.model.method == "auto":
+        progress.tell(method_line(methods_of(potential.model)))
     checkpoints = Checkpoints(folder.checkpoints, tell=progress.tell)
     checkpoints.remove_leftovers()
     with _sending(options, progress):

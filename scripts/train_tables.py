@@ -66,6 +66,12 @@ def waste_line(loaders: Mapping[str, Loader]) -> str:
     )
 
 
+def method_line(methods: Mapping[str, list[str]]) -> str:
+    """What `--method auto` chose; see `results.methods_of`."""
+    parts = [f"{', '.join(names)} for the {use}" for use, names in methods.items()]
+    return f"method auto, layer by layer: {'; '.join(parts)}"
+
+
 def model_line(problem: Problem, options: TrainOptions) -> str:
     """Name and size of the model."""
     weights = problem.weights()

@@ -15,6 +15,7 @@ import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     assert error.startswith("eqnet: error: runs/water holds a run with other options (lr was 0.01")
     assert json.loads((run / "results.json").read_text()) == results
+
+
+def test_auto_says_what_it_chose(
+    water: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eqnet.ops import choose
+
+    def times(energies: Any, *_: Any) -> dict[str, float]:
+        return {name: 1.0 if name in ("so2", "trees") else 2.0 for name in energies}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(water.parent / "cache"))
+    monkeypatch.setattr(choose, "_times", times)
+    options = ["--method", "auto", "--max_num_epochs", "1", "--num_interactions", "2"]
+    assert main(["train", "water.xyz", *TINY, *options]) == 0
+    line = "method auto, layer by layer: so2, so2 for the messages; trees, trees for the powers"
+    assert line in " ".join(capsys.readouterr().out.split())
+    results = json.loads(Path("runs/water/results.json").read_text())
+    assert results["methods"] == {"messages": ["so2", "so2"], "powers": ["trees", "trees"]}
 
 
 def check_results(results: dict, run: Path) -> None:
