@@ -62,20 +62,30 @@ def _show(console: Console, info: dict[str, Any]) -> None:
     equivariance = training.pop("equivariance", None)
     _pairs(console, "", general.items())
     _elements(console, info["potential"])
-    _pairs(console, f"options of {info['model']}", info["config"].items())
+    _pairs(console, f"options of {info['model']}", _options(info["config"]))
     if equivariance is not None:
         _pairs(console, "equivariance error", _equivariance(equivariance))
     _pairs(console, "training", flat(training))
 
 
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is set: no rank of exact products, no name left empty, nothing that is overridden."""
+    overridden = ("num_channels", "max_L", "parity") if config.get("hidden_irreps") else ()
+    for name, value in config.items():
+        if value != "" and (name, value) != ("rank", 0) and name not in overridden:
+            yield name, value
+
+
 def _equivariance(error: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What turning structures does to their energies and forces."""
+    from eqnet.equivariance import ROUNDING
     from eqnet.metrics import number
 
     for name in ("energy_per_atom", "forces"):
         rmse, largest = (number(error[f"{name}_{kind}"]) for kind in ("rmse", "max"))
         yield name, f"RMSE {rmse} {UNITS[name]}, largest {largest} {UNITS[name]}"
-    yield "declared by the product", number(error["declared"])
+    declared = f"{number(error['declared'])} of its output, relative, root mean square"
+    yield "declared by the product", declared if error["declared"] >= ROUNDING else "none, exact"
     yield "measured on", f"{error['structures']} structures, {error['turns']} orientations each"
 
 
