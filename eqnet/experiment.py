@@ -131,7 +131,7 @@ def build(experiment: Experiment) -> Potential:
     rank = options.model.rank
     if rank and declared_error(model) < ROUNDING:
         raise InputError(
-            f"--rank {rank} has no effect: every product of this model is exact with so many terms; "
+            f"--rank {rank} has no effect: all products of this model are exact with so many terms; "
             "lower it for an approximate one, or leave it out"
         )
     potential = Potential(

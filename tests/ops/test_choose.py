@@ -185,7 +185,9 @@ def test_names_of_methods(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert method_name(PRODUCT, choose_convolution(PRODUCT, "auto")) == "sparse"
     assert method_name(PRODUCT, choose_convolution(PRODUCT)) == "rows"
     assert [choose_power_method(POWER, m) for m in ("default", "fft")] == ["grid", "fft"]
-    with pytest.raises(ValueError, match="node product gaunt has no method 'rows'; it has: default, au"):
+    with pytest.raises(
+        ValueError, match="node product gaunt has no method 'rows'; it has: default, au"
+    ):
         choose_power_method(POWER, "rows")
 
 
