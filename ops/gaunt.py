@@ -20,6 +20,7 @@ import numpy as np
 from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
+from eqnet.ops.factorised_sparse import sparse
 from eqnet.ops.gaunt_fourier import fft, fourier
 from eqnet.ops.gaunt_grid import grid
 from eqnet.ops.product import Kernel
@@ -31,7 +32,12 @@ class Gaunt(Factorised):
     """The product of signals on the sphere; arguments, weights and errors of `Factorised`."""
 
     name: ClassVar[str] = "gaunt"
-    cores: ClassVar[dict[str, Core]] = {"grid": grid, "fourier": fourier, "fft": fft}
+    cores: ClassVar[dict[str, Core]] = {
+        "grid": grid,
+        "sparse": sparse,
+        "fourier": fourier,
+        "fft": fft,
+    }
     kernels: ClassVar[dict[str, Kernel]] = {
         "rows": rows,
         **{name: messages(core) for name, core in cores.items()},

@@ -25,6 +25,7 @@ import numpy as np
 from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
+from eqnet.ops.factorised_sparse import sparse
 from eqnet.ops.gaunt import gaunt_coefficient
 from eqnet.ops.pointwise import VALUES, Algebra, Pointwise, Table, field_class, grouped
 from eqnet.ops.product import Kernel
@@ -48,8 +49,11 @@ class GauntBracket(Factorised):
     """
 
     name: ClassVar[str] = "gaunt_bracket"
-    cores: ClassVar[dict[str, Core]] = {"grid": grid}
-    kernels: ClassVar[dict[str, Kernel]] = {"rows": rows, "grid": messages(grid)}
+    cores: ClassVar[dict[str, Core]] = {"grid": grid, "sparse": sparse}
+    kernels: ClassVar[dict[str, Kernel]] = {
+        "rows": rows,
+        **{name: messages(core) for name, core in cores.items()},
+    }
 
     def coefficient(self, left: Irrep, right: Irrep, out: Irrep) -> float:
         """Coefficient g of even, h of odd paths; see above."""

@@ -29,6 +29,7 @@ import numpy as np
 from eqnet.irreps import Irrep
 from eqnet.ops.factorised import Core, Factorised
 from eqnet.ops.factorised_edges import messages, rows
+from eqnet.ops.factorised_sparse import sparse
 from eqnet.ops.gaunt import gaunt_coefficient
 from eqnet.ops.pointwise import Algebra, Pointwise, Table, field_class, grouped
 from eqnet.ops.product import Kernel
@@ -50,8 +51,11 @@ class VectorGaunt(Factorised):
     """The cross product of vector fields; arguments, weights and errors of `Factorised`."""
 
     name: ClassVar[str] = "vector_gaunt"
-    cores: ClassVar[dict[str, Core]] = {"grid": grid}
-    kernels: ClassVar[dict[str, Kernel]] = {"rows": rows, "grid": messages(grid)}
+    cores: ClassVar[dict[str, Core]] = {"grid": grid, "sparse": sparse}
+    kernels: ClassVar[dict[str, Kernel]] = {
+        "rows": rows,
+        **{name: messages(core) for name, core in cores.items()},
+    }
 
     def coefficient(self, left: Irrep, right: Irrep, out: Irrep) -> float:
         """See above; the 9j symbol as a sum over the tables that it recouples."""

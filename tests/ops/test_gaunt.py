@@ -134,6 +134,16 @@ def test_methods_at_high_degrees(l_max: int) -> None:
         assert_close(value_and_gradients(product, method), reference, 1e-11)
 
 
+@pytest.mark.slow  # long lists of coefficients compile for minutes
+@pytest.mark.parametrize("l_max", [4, 5, 6])
+def test_the_list_of_coefficients_at_high_degrees(l_max: int) -> None:
+    """With the grid: values and gradients."""
+    irreps = spherical_irreps(l_max)
+    product = Gaunt(irreps, irreps, irreps)
+    reference = value_and_gradients(product, "grid")
+    assert_close(value_and_gradients(product, "sparse"), reference, 1e-11)
+
+
 def test_third_derivatives() -> None:
     """With the dense form, jitted."""
     product = Gaunt(Irreps("2x0e+2x1o"), Irreps("2x1o"), Irreps("0e+1o"), "all")
@@ -274,5 +284,5 @@ def test_impossible_products_are_refused() -> None:
     with pytest.raises(ValueError, match="channel by channel"):
         Gaunt(Irreps("2x1o"), Irreps("3x1o"), Irreps("0e"))
     product = mixed("gaps")
-    with pytest.raises(ValueError, match="no method 'quick'; it has: grid, fourier, fft, dense"):
+    with pytest.raises(ValueError, match="no method 'quick'; it has: grid, sparse, fourier, fft, dense"):
         product.multiply(*operands(product), method="quick")
