@@ -76,7 +76,9 @@ class Convolution:
 
 def _weights(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
     """[..., H] and [H, num_weights] -> [..., num_weights]."""
-    return jnp.matmul(hidden, matrix, precision=HIGHEST)
+    # with one leading axis the gradient of the matrix is a plain product; with two, XLA copies
+    flat = jnp.matmul(hidden.reshape((-1, hidden.shape[-1])), matrix, precision=HIGHEST)
+    return flat.reshape((*hidden.shape[:-1], -1))
 
 
 def _block_size(num_rows: int, width: int) -> int:
