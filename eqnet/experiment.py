@@ -131,8 +131,8 @@ def build(experiment: Experiment) -> Potential:
     rank = options.model.rank
     if rank and declared_error(model) < ROUNDING:
         raise InputError(
-            f"--rank {rank} has no effect: with so many terms every product of this model is exact, as "
-            "it is without a rank; lower it for approximate ones, or leave it out"
+            f"--rank {rank} has no effect: with so many terms all products of this model are "
+            "exact, as they are without a rank; lower it, or leave it out"
         )
     potential = Potential(
         model,
