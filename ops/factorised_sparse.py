@@ -25,7 +25,9 @@ def sparse(product: Factorised, left: list[jax.Array], right: list[jax.Array]) -
     """The core: [..., 2 l + 1, C] of each left and right block -> of each output."""
     x, y = (jnp.concatenate(blocks, axis=-2) for blocks in (left, right))
     lead = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    rows = [jnp.broadcast_to(v, (*lead, *v.shape[-2:])).reshape((-1, *v.shape[-2:])) for v in (x, y)]
+    rows = [
+        jnp.broadcast_to(v, (*lead, *v.shape[-2:])).reshape((-1, *v.shape[-2:])) for v in (x, y)
+    ]
     z = sparse_product(_terms(product), *rows)
     dims = [out.irrep.dim for out in product.outputs]
     return jax.lax.split(z.reshape((*lead, *z.shape[1:])), dims, axis=len(lead))

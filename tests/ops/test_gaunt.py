@@ -284,5 +284,7 @@ def test_impossible_products_are_refused() -> None:
     with pytest.raises(ValueError, match="channel by channel"):
         Gaunt(Irreps("2x1o"), Irreps("3x1o"), Irreps("0e"))
     product = mixed("gaps")
-    with pytest.raises(ValueError, match="no method 'quick'; it has: grid, sparse, fourier, fft, dense"):
+    with pytest.raises(
+        ValueError, match="no method 'quick'; it has: grid, sparse, fourier, fft, dense"
+    ):
         product.multiply(*operands(product), method="quick")
