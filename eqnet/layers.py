@@ -85,6 +85,7 @@ class Linear(nnx.Module):
             }
         )
 
+    @jax.named_scope("linear")
     def __call__(self, x: IrrepsArray, chosen: jax.Array | None = None) -> IrrepsArray:
         """Map [N, irreps_in] to [N, irreps_out]; `chosen` is the one-hot element [N, Z]."""
         blocks = {ir: b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}
@@ -151,6 +152,7 @@ class Gate(nnx.Module):
         self.num_gates = self.gated.num_irreps
         self.irreps_in = (self.irreps_out + Irreps(f"{self.num_gates}x0e")).regroup()
 
+    @jax.named_scope("gate")
     def __call__(self, x: IrrepsArray) -> IrrepsArray:
         """[..., irreps_in] -> [..., irreps_out]; the gates are the last even scalars."""
         blocks = {str(ir): b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}
@@ -227,6 +229,7 @@ def polynomial_cutoff(distance: jax.Array, cutoff: float, p: int) -> jax.Array:
     return jnp.where(u < 1, value, jnp.zeros_like(value))
 
 
+@jax.named_scope("edges")
 def edge_features(
     graph: AtomGraph, l_max: int, r_max: float, num_basis: int, p: int, *, sign: int = 1
 ) -> tuple[IrrepsArray, jax.Array]:

@@ -6,6 +6,7 @@ This one multiplies by the length of a loop and is the same everywhere.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from math import log2, prod
 from typing import Any
@@ -27,26 +28,39 @@ def count(function: Callable[..., Any], *arguments: Any) -> int:
     Elementwise functions are one each, whatever they cost; loops without a known length run once,
     and of the branches of a condition the longest counts. Complex operations are four real ones.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return count_by(lambda name: "", function, *arguments).get("", 0)
 
 
-def _of(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def count_by(
+    part: Callable[[str], str], function: Callable[..., Any], *arguments: Any
+) -> dict[str, int]:
+    """The same, by the part that an operation belongs to, which its scopes (`name`) tell."""
+    return dict(_of(jax.make_jaxpr(function)(*arguments).jaxpr, part, ""))
+
+
+def _of(jaxpr: Jaxpr, part: Callable[[str], str], outer: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for equation in jaxpr.eqns:
+        scopes = f"{outer}/{equation.source_info.name_stack}"
+        params = equation.params
+        inner = [_of(j, part, scopes) for value in params.values() for j in _jaxprs(value)]
+        if not inner:
+            total[part(scopes)] += _of_equation(equation)
+        elif equation.primitive.name == "cond":
+            total += max(inner, key=Counter.total)
+        else:
+            for counted in inner:
+                for name, number in counted.items():
+                    total[name] += params.get("length", 1) * number
+    return total
 
 
 def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
-    inner = [_of(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
-    if inner:
-        return max(inner) if name == "cond" else params.get("length", 1) * sum(inner)
     shapes = [variable.aval for variable in equation.invars]
     out = equation.outvars[0].aval
     if hasattr(equation.primitive.impl, "lower"):  # one of ours, made of others
-        return _of(
-            jax.make_jaxpr(lambda *operands: equation.primitive.impl(*operands, **params))(
-                *shapes
-            ).jaxpr
-        )
+        return count(lambda *operands: equation.primitive.impl(*operands, **params), *shapes)
     real = 4 if jnp.issubdtype(out.dtype, jnp.complexfloating) else 1
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]

@@ -154,7 +154,9 @@ class ProductBasis(nnx.Module):
         self, a: IrrepsArray, chosen: jax.Array, residual: IrrepsArray | None
     ) -> IrrepsArray:
         """[N, irreps_in] -> [N, irreps_out]."""
-        x = self.linear(self.power(a, select(self.weights[...], chosen), method=self.method))
+        with jax.named_scope("power"):
+            b = self.power(a, select(self.weights[...], chosen), method=self.method)
+        x = self.linear(b)
         return x if residual is None else add(x, residual)
 
 
@@ -165,6 +167,7 @@ class Readout(nnx.Module):
         widths = (num_scalars, 1) if hidden is None else (num_scalars, hidden, 1)
         self.mlp = MLP(widths, rngs=rngs, activation=silu)
 
+    @jax.named_scope("readout")
     def __call__(self, x: IrrepsArray) -> jax.Array:
         """[N, irreps] -> [N]."""
         scalars = {str(ir): b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}["0e"]

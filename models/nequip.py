@@ -200,4 +200,5 @@ class NequIP(nnx.Module):
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
         for layer in self.layers:
             x = layer(x, chosen, harmonics, basis, graph)
-        return self.readout(x.array)[:, 0]
+        with jax.named_scope("readout"):
+            return self.readout(x.array)[:, 0]

@@ -52,12 +52,14 @@ class Convolution:
         Returns:
             [N, irreps_out].
         """
-        sent = IrrepsArray(x.irreps, gather_neighbors(x.array, graph))
+        with jax.named_scope("gather"):
+            sent = IrrepsArray(x.irreps, gather_neighbors(x.array, graph))
 
         def some_rows(block: tuple[IrrepsArray, IrrepsArray, jax.Array]) -> jax.Array:
             left, right, last = block
             weights = last if keep else _weights(last, radial.matrix)
-            return self.kernel(product, left, right, weights, radial.shared).array
+            with jax.named_scope("product"):
+                return self.kernel(product, left, right, weights, radial.shared).array
 
         num_rows, width = radial.hidden.shape[:2]
         itemsize = x.array.dtype.itemsize
@@ -74,6 +76,7 @@ class Convolution:
         return IrrepsArray(product.irreps_out, sum_rows(summed, graph))
 
 
+@jax.named_scope("radial")
 def _weights(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
     """[..., H] and [H, num_weights] -> [..., num_weights]."""
     # with one leading axis the gradient of the matrix is a plain product; with two, XLA copies

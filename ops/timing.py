@@ -55,7 +55,8 @@ def take_turns(
     """Time calls in turn, one of each per round, after a call of each that does not count.
 
     Args:
-        contestants: by name; a call is over when all arrays it returns are computed.
+        contestants: by name; a call is over when all arrays it returns are computed. One that
+            returns a `Clock` has timed itself, in another process.
         seconds: of one contestant, after which it sits out.
         least: calls that even a slow one makes.
         most: calls.
@@ -67,8 +68,8 @@ def take_turns(
     while playing:
         for name in [name for name in contestants if name in playing]:
             start = Clock.now()
-            jax.block_until_ready(contestants[name]())
-            times[name].append(start.until_now())
+            result = jax.block_until_ready(contestants[name]())
+            times[name].append(result if isinstance(result, Clock) else start.until_now())
             spent = sum(clock.wall for clock in times[name])
             if len(times[name]) >= (most if spent < seconds else least):
                 playing.discard(name)

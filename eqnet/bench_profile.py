@@ -1,0 +1,116 @@
+"""Where the time of a compiled program goes, part by part.
+
+The layers name their part of a program (`jax.named_scope`), XLA keeps the names with what it makes
+of them, and JAX's profiler times every instruction. What the layers did not name is 'other'.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from eqnet import operations
+
+PARTS = ("edges", "radial", "gather", "product", "power", "linear", "gate", "readout")
+OTHER = "other"
+_NAMES = re.compile(r"\b(" + "|".join(PARTS) + r")\b")
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"')
+
+
+class Part(NamedTuple):
+    """One row of a profile.
+
+    Attributes:
+        name: of the part.
+        forward_ms: time of its instructions in the forward pass.
+        backward_ms: in the backward pass.
+        operations: floating-point operations of both, from the program before XLA.
+    """
+
+    name: str
+    forward_ms: float
+    backward_ms: float
+    operations: int
+
+    @property
+    def ms(self) -> float:
+        """Time of both passes."""
+        return self.forward_ms + self.backward_ms
+
+
+def part_of(name: str) -> str:
+    """The innermost part in the name of an operation, 'other' if there is none."""
+    return (_NAMES.findall(name) or [OTHER])[-1]
+
+
+def profile(
+    function: Callable[..., Any], arguments: tuple, compiled: Any, calls: int = 10
+) -> list[Part]:
+    """Run a program some times under the profiler; parts in the order of `PARTS`, then the rest.
+
+    Args:
+        function: what was compiled.
+        arguments: of the function.
+        compiled: the program, as `jax.jit(function).lower(*arguments).compile()` gives it.
+        calls: of each instruction the fastest counts.
+    """
+    names = _op_names(compiled.as_text())
+    times = {False: defaultdict(float), True: defaultdict(float)}
+    for instruction, seconds in _seconds(compiled, arguments, calls).items():
+        name = names.get(instruction, "")
+        times["transpose(" in name][part_of(name)] += 1e3 * seconds
+    counted = operations.count_by(part_of, function, *arguments)
+    return [
+        Part(part, times[False][part], times[True][part], counted.get(part, 0))
+        for part in (*PARTS, OTHER)
+        if times[False][part] or times[True][part] or counted.get(part)
+    ]
+
+
+def _op_names(program: str) -> dict[str, str]:
+    """Instruction -> name of the operation that it came from."""
+    lines = (_INSTRUCTION.match(line) for line in program.splitlines())
+    return {match[1]: match[2] for match in lines if match}
+
+
+def _seconds(compiled: Any, arguments: tuple, calls: int) -> dict[str, float]:
+    """Time of each instruction in one call, without what runs inside of it."""
+    jax.block_until_ready(compiled(*arguments))
+    total: dict[str, list[float]] = defaultdict(list)
+    for _ in range(calls):
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                jax.block_until_ready(compiled(*arguments))
+            (file,) = Path(folder).rglob("*.xplane.pb")
+            spent: dict[str, float] = defaultdict(float)
+            for instruction, seconds in _own_seconds(file):
+                spent[instruction] += seconds
+        for instruction, seconds in spent.items():
+            total[instruction].append(seconds)
+    return {instruction: min(seconds) for instruction, seconds in total.items()}
+
+
+def _own_seconds(file: Path) -> Iterator[tuple[str, float]]:
+    """(instruction, seconds) of each run of an instruction, less what ran inside of it."""
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            events = [
+                (event.start_ns, event.start_ns + event.duration_ns, event.name)
+                for event in line.events
+                if any(key == "hlo_op" for key, _ in event.stats)
+            ]
+            events.sort(key=lambda event: (event[0], -event[1]))
+            open_: list[tuple[float, str]] = []
+            for start, end, name in events:
+                while open_ and open_[-1][0] <= start:
+                    open_.pop()
+                if open_:
+                    yield open_[-1][1], -1e-9 * (end - start)
+                yield name, 1e-9 * (end - start)
+                open_.append((end, name))
