@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
     Raises:
         InputError: the file cannot be read, or its model has no such method.
     """
-    config = model_file.read_info(path)["config"]
+    info = model_file.read_info(path)
+    config = info["config"]
     product, node_product = config.get("product"), config.get("node_product")
     if product not in PRODUCTS:
         raise InputError(f"{path}: this model has no tensor products, and so no methods to compare")
@@ -39,6 +41,9 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
             node_product or "",
             method,
             lambda: model_file.load(path, dtype=dtype, method=method, verify=False),
+            info["model"],
+            config,
+            info["potential"].get("pair_repulsion", False),
         )
 
     known, wanted = (_methods(product, node_product, m) for m in ("all", methods))
@@ -84,8 +89,10 @@ def of_configuration(
         powers = given.get("node_product", "") if "node_product" in _fields(config_class) else None
         values = given | {"product": product}
         for method in _methods(product, powers, methods):
-            make = _maker(options, config_class, values, method, dtype)
-            cases.append(Case(product, _powers(product, powers), method, make))
+            config = make_config(config_class, values)
+            make = _maker(options, config, method, dtype)
+            settings = (options.model, asdict(config), options.pair_repulsion)
+            cases.append(Case(product, _powers(product, powers), method, make, *settings))
     missing = set(_split(methods, "methods")) - {case.method for case in cases} - {"all"}
     if missing:
         known = ", ".join(dict.fromkeys(m for p in names for m in _methods(p, "", "all")))
@@ -93,10 +100,7 @@ def of_configuration(
     return cases
 
 
-def _maker(
-    options: ModelOptions, config_class: type, values: dict[str, Any], method: str, dtype: str
-) -> Callable[[], Potential]:
-    config = make_config(config_class, values)
+def _maker(options: ModelOptions, config: Any, method: str, dtype: str) -> Callable[[], Potential]:
     model_class = MODELS[options.model][1]
 
     def make() -> Potential:

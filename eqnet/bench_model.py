@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.monitoring
@@ -23,15 +23,21 @@ from eqnet.options import TrainOptions, resolve_choices
 from eqnet.potential import Potential
 from eqnet.training import Problem, Program, first_state, stage_state, train_step
 
+if TYPE_CHECKING:
+    from eqnet.bench_rival_models import Rival
+
 
 @dataclass(frozen=True)
 class Case:
-    """A model to measure: how tables call it, and how it is made."""
+    """A model to measure: how tables call it, how it is made, and what rivals must match."""
 
     product: str
     node_product: str
     method: str
     make: Callable[[], Potential]
+    model: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    pair_repulsion: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,7 @@ class Training:
         options = resolve_choices(TrainOptions())
         problem = Problem(potential, options.loss, options.optimizer, steps_per_epoch=1)
         items = [
-            make_item(_labelled(frame), potential.elements, potential.cutoff)
-            for frame in work.batch
+            make_item(labelled(frame), potential.elements, potential.cutoff) for frame in work.batch
         ]
         shape, dtype = shape_of(items), np.dtype(work.dtype)
         self.graph = jax.device_put(pack(items, shape, dtype))
@@ -107,7 +112,8 @@ class Training:
         return self.state.loss_sum
 
 
-def _labelled(frame: Frame) -> Frame:
+def labelled(frame: Frame) -> Frame:
+    """The frame with zeros for an energy and forces that it lacks."""
     forces = np.zeros((len(frame), 3)) if frame.forces is None else frame.forces
     return replace(frame, energy=frame.energy or 0.0, forces=forces, stress=None)
 
@@ -126,15 +132,20 @@ def counted_compilations() -> list[float]:
 
 
 def run(
-    cases: Sequence[Case], work: Work, machine: Machine, tell: Callable[[str], None]
+    cases: Sequence[Case],
+    work: Work,
+    machine: Machine,
+    tell: Callable[[str], None],
+    rivals: Sequence[Rival] = (),
 ) -> list[dict[str, Any]]:
-    """Measure all cases in turn; one row of plain values for each.
+    """Measure all cases, and rivals, in turn; one row of plain values for each.
 
     Args:
         cases: models to measure.
         work: what they do.
         machine: its limits.
         tell: takes a line of text for each case that cannot be made.
+        rivals: models of other libraries, which wait for their turns.
     """
     with jax.enable_x64(work.dtype == "float64"):
         inference: dict[str, Inference] = {}
@@ -151,13 +162,33 @@ def run(
                 tell(f"{case.product}, method {case.method}: {reason}")
                 continue
             kept[name] = case
-        forces = take_turns(inference, work.seconds)
-        steps = take_turns(training, work.seconds)
-    return [
+        if not kept:
+            return []
+        theirs = {rival.name: rival for rival in rivals}
+        _compare_edges(inference, theirs, tell)
+        forces = take_turns(inference | {n: r.forces for n, r in theirs.items()}, work.seconds)
+        training_of_rivals = {n: r.train for n, r in theirs.items()} if work.batch else {}
+        steps = take_turns(training | training_of_rivals, work.seconds)
+    rows = [
         _row(case, work, inference[name], forces[name], machine)
         | _training_row(work, training.get(name), steps.get(name))
         for name, case in kept.items()
     ]
+    rows += [
+        _rival_row(rival, work, forces[name]) | _training_row(work, rival, steps.get(name))
+        for name, rival in theirs.items()
+    ]
+    return _with_ratios(rows)
+
+
+def _compare_edges(
+    ours: Mapping[str, Inference], theirs: Mapping[str, Rival], tell: Callable[[str], None]
+) -> None:
+    """Say so where a rival sees other neighbours than we do."""
+    edges = next(iter(ours.values())).edges
+    for name, rival in theirs.items():
+        if rival.facts["edges"] != edges:
+            tell(f"{name} has {rival.facts['edges']} edges, eqnet {edges}: times do not compare")
 
 
 def _row(
@@ -165,19 +196,16 @@ def _row(
 ) -> dict[str, Any]:
     best = timing.best("cpu" if jax.default_backend() == "cpu" else "device")
     return {
+        "library": "eqnet",
+        "versions": ", ".join(f"{name} {machine.versions[name]}" for name in ("eqnet", "jax")),
         "product": case.product,
         "node_product": case.node_product,
         "method": _method(case, program.potential.model),
-        "dtype": work.dtype,
-        "threads": cores(),
-        "structure": work.frame.name,
+        **_work_row(work),
         "atoms": program.atoms,
         "edges": program.edges,
         "parameters": sum(int(x.size) for x in jax.tree.leaves(program.weights)),
-        "cpu_ms_min": 1e3 * timing.cpu,
-        "cpu_ms_median": 1e3 * timing.cpu_median,
-        "wall_ms_min": 1e3 * timing.wall,
-        "wall_ms_median": 1e3 * timing.wall_median,
+        **_times(timing),
         "first_force_cpu_s": program.first_force_cpu,
         "compile_cpu_s": program.compile_cpu,
         "compilations": program.compilations,
@@ -188,6 +216,44 @@ def _row(
     }
 
 
+def _rival_row(rival: Rival, work: Work, timing: Timing) -> dict[str, Any]:
+    """The keys of `_row` that another library has, too; its memory is that of its process."""
+    return {
+        "library": rival.name,
+        "versions": rival.versions,
+        "product": "clebsch_gordan",
+        "node_product": "clebsch_gordan",
+        "method": "",
+        **_work_row(work),
+        **rival.facts,
+        **_times(timing),
+        "peak_rss_mb": rival.peak_rss() / 1e6,
+    }
+
+
+def _work_row(work: Work) -> dict[str, Any]:
+    return {"dtype": work.dtype, "threads": cores(), "structure": work.frame.name}
+
+
+def _times(timing: Timing) -> dict[str, float]:
+    return {
+        "cpu_ms_min": 1e3 * timing.cpu,
+        "cpu_ms_median": 1e3 * timing.cpu_median,
+        "wall_ms_min": 1e3 * timing.wall,
+        "wall_ms_median": 1e3 * timing.wall_median,
+    }
+
+
+def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each time by the clock to trust over that of the first row."""
+    clock = "cpu" if jax.default_backend() == "cpu" else "wall"
+    columns = {"ratio": f"{clock}_ms_min", "train_ratio": f"train_{clock}_ms_min"}
+    return [
+        row | {name: row[time] / rows[0][time] for name, time in columns.items() if time in row}
+        for row in rows
+    ]
+
+
 def _method(case: Case, model: Any) -> str:
     """As the case calls it, with what each layer got of 'auto': 'auto (rows, so2; trees)'."""
     if case.method != "auto":
@@ -196,7 +262,9 @@ def _method(case: Case, model: Any) -> str:
     return f"auto ({'; '.join(uses)})"
 
 
-def _training_row(work: Work, training: Training | None, timing: Timing | None) -> dict[str, Any]:
+def _training_row(
+    work: Work, training: Training | Rival | None, timing: Timing | None
+) -> dict[str, Any]:
     if training is None or timing is None:
         return {}
     size = len(work.batch)

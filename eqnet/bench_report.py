@@ -39,9 +39,10 @@ def check_outputs(paths: Mapping[str, str | None], suffixes: Mapping[str, Sequen
 
 
 def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line per row, the keys of the first as header."""
+    """One line per row, with a column for each key that any of them has."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
     with Path(path).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=header, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
 

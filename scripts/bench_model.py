@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from eqnet.bench_model import Case
     from eqnet.data.frame import Frame
+
+# Columns that only a table with rivals has, and those that it has no room for.
+BESIDE_RIVALS, ALONE = ("library", "ratio", "MB", "train ratio"), ("of peak", "temp MB")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class ModelBenchOptions:
     """Tensor products to compare, or all."""
     methods: Annotated[str | None, default("default", "NAME,NAME")] = None
     """Methods to compare for each of them, or all."""
+    rivals: Annotated[str | None, default("none", "NAME=PYTHON,NAME=PYTHON")] = None
+    """Other libraries with the same MACE, mace-torch and mlip, each with the interpreter of an
+    environment that has it; docs/performance.md says what is compared."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision."""
     seconds: float = 2.0
@@ -64,17 +72,22 @@ def main(argv: Sequence[str]) -> int:
     _check_model(options)
     if options.threads is not None:
         use_cores(options.threads)
+    if options.rivals is not None:  # an accelerator's memory is shared with them
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from eqnet import bench_model as bench
+    from eqnet import bench_rival_models
     from eqnet.bench_machine import measure_machine
     from eqnet.bench_report import machine_line
     from eqnet.data.demo import demo_path
     from eqnet.data.read import read
 
+    import_cpu = time.process_time()
     file = options.structures or str(demo_path())
     frames = read(file, require=()).frames
     if not -len(frames) <= options.index < len(frames):
         raise InputError(f"{file}: there is no frame {options.index}; it has {len(frames)}")
     cases = _cases(options, frames)
+    interpreters = bench_rival_models.interpreters(options.rivals, cases[0])
     console = wide_console()
     machine = measure_machine(options.dtype)
     console.print(machine_line(machine), markup=False, highlight=False)
@@ -82,7 +95,10 @@ def main(argv: Sequence[str]) -> int:
         frames[options.index], frames[: options.batch_size], options.dtype, options.seconds
     )
     refused: list[str] = []
-    rows = bench.run(cases, work, machine, refused.append)
+    with bench_rival_models.started(interpreters, cases[0], work) as rivals:
+        rows = bench.run(cases, work, machine, refused.append, rivals)
+    for row in rows:
+        row.setdefault("import_cpu_s", import_cpu)  # of this process; those of rivals have theirs
     for line in refused:
         console.print(f"note: {line}", markup=False, highlight=False)
     if not rows:
@@ -130,27 +146,45 @@ def _cases(options: ModelBenchOptions, frames: Sequence[Frame]) -> list[Case]:
 def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    first, columns = rows[0], ("product", "powers", "method", "force ms", "of peak")
-    more = ("first force s", "temp MB", "weights", "structures/s in training")
-    table = Table(*columns, *more, box=None)
+    first = rows[0]
     time = "cpu_ms_min" if first["cpu_ms_min"] and not _on_device() else "wall_ms_min"
-    for row in rows:
-        table.add_row(
-            row["product"],
-            row["node_product"],
-            row["method"],
-            f"{row[time]:.2f}",
-            f"{100 * row['matmul_peak_fraction']:.1f} %",
-            f"{row['first_force_cpu_s']:.1f}",
-            f"{row['temporary_mb']:.1f}",
-            str(row["parameters"]),
-            f"{row['train_structures_per_s']:.1f}" if "train_structures_per_s" in row else "",
-        )
+    cells = [_cells(row, time) for row in rows]
+    rivals = any(row["library"] != "eqnet" for row in rows)
+    columns = [name for name in cells[0] if name not in (ALONE if rivals else BESIDE_RIVALS)]
+    table = Table(*columns, box=None)
+    for line in cells:
+        table.add_row(*(line[name] for name in columns))
     words = f"{first['structure']}: {first['atoms']} atoms, {first['edges']} edges, "
     console.print(words + first["dtype"], markup=False, highlight=False)
     console.print(table)
-    peak = max(row["peak_rss_mb"] for row in rows)
+    for row in rows:
+        if row["library"] != "eqnet":
+            console.print(f"{row['library']}: {row['versions']}", markup=False, highlight=False)
+    peak = max(row["peak_rss_mb"] for row in rows if row["library"] == "eqnet")
     console.print(f"most memory of the process: {peak:.0f} MB")
+
+
+def _cells(row: dict[str, Any], time: str) -> dict[str, str]:
+    """What the table shows of a row, by column; empty where a rival does not tell."""
+
+    def shown(key: str, form: str, factor: float = 1.0) -> str:
+        return form.format(factor * row[key]) if key in row else ""
+
+    return {
+        "library": row["library"],
+        "product": row["product"],
+        "powers": row["node_product"],
+        "method": row["method"],
+        "force ms": f"{row[time]:.2f}",
+        "ratio": f"{row['ratio']:.2f}",
+        "of peak": shown("matmul_peak_fraction", "{:.1f} %", 100),
+        "first force s": f"{row['first_force_cpu_s']:.1f}",
+        "temp MB": shown("temporary_mb", "{:.1f}"),
+        "MB": f"{row['peak_rss_mb']:.0f}",
+        "weights": str(row["parameters"]),
+        "train structures/s": shown("train_structures_per_s", "{:.1f}"),
+        "train ratio": shown("train_ratio", "{:.2f}"),
+    }
 
 
 def _on_device() -> bool:

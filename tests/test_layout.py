@@ -30,7 +30,8 @@ def folder_of(module: str) -> str:
 def modules() -> list[tuple[str, Path]]:
     found = []
     for path in sorted((ROOT / "eqnet").glob("**/*.py")):
-        found.append(path)
+        if path.parent.name != "rivals":  # programs of other environments
+            found.append(path)
     for link in LINKS:  # glob does not follow links
         found += sorted((ROOT / "eqnet" / link).glob("**/*.py"))
     names = {}
