@@ -171,7 +171,7 @@ def ours(task: Task, name: str, method: str) -> Contestant:
     if task.use == "edge":
         convolve, graph = Convolution(task_kernels(name)[method]), task.graph
         matrix = task.weights(task.hidden().shape[-1], product.num_weights)
-        weights = Radial(task.hidden(), matrix / matrix.shape[0] ** 0.5, shared)
+        weights = Radial(task.hidden(), (matrix / matrix.shape[0] ** 0.5,), shared)
 
         def function(operands: Any, weights: Any) -> IrrepsArray:
             x, y = operands

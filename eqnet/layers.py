@@ -121,17 +121,18 @@ class MLP(nnx.Module):
             for shape in zip(sizes[:-1], sizes[1:], strict=True)
         )
 
-    def factors(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The last product left undone: hidden values [..., n] and matrix [n, sizes[-1]]."""
-        matrices = [w[...] / np.sqrt(w[...].shape[0]).astype(w[...].dtype) for w in self.weights]
-        for matrix in matrices[:-1]:
-            x = self.activation(x @ matrix)
-        return x, matrices[-1]
+    @property
+    def matrices(self) -> tuple[jax.Array, ...]:
+        """W / sqrt(n) of each layer."""
+        weights = [w[...] for w in self.weights]
+        return tuple(w / np.sqrt(w.shape[0]).astype(w.dtype) for w in weights)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., sizes[0]] -> [..., sizes[-1]]."""
-        hidden, matrix = self.factors(x)
-        return hidden @ matrix
+        *first, last = self.matrices
+        for matrix in first:
+            x = self.activation(x @ matrix)
+        return x @ last
 
 
 class Gate(nnx.Module):

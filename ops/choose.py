@@ -135,7 +135,9 @@ def _edge_arguments(product: Product, dtype: Any) -> tuple[jax.Array, jax.Array,
     rows = ring(EDGES).neighbors.shape
     normal = _normal(dtype)
     shared = normal(product.num_shared) if product.num_shared else None
-    radial = Radial(normal(*rows, WIDTH), normal(WIDTH, product.num_weights) / WIDTH**0.5, shared)
+    radial = Radial(
+        normal(*rows, WIDTH), (normal(WIDTH, product.num_weights) / WIDTH**0.5,), shared
+    )
     return normal(rows[0], product.irreps_left.dim), normal(*rows, product.irreps_right.dim), radial
 
 

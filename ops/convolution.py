@@ -1,10 +1,11 @@
 """The edge convolution: gather, product, weight and sum over neighbours in one call.
 
-    A_i = sum_{j in N(i)} product(x_j, y_ij; w_ij),    w_ij = hidden_ij @ matrix
+    A_i = sum_{j in N(i)} product(x_j, y_ij; w_ij),    w_ij = network(basis_ij)
 
 Messages exist for one block of edges at a time and are made again in the backward pass: the work
-per edge is small beside the traffic of storing it. So do the weights, unless they are few enough
-for a cache. A kernel computes a block; where all edges are one block, nothing is made again.
+per edge is small beside the traffic of storing it. So does what the radial network makes, unless
+the weights are few enough for a cache. A kernel computes a block; where all edges are one block,
+nothing is made again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from eqnet.graph import AtomGraph, gather_neighbors, sum_rows
 from eqnet.irreps import IrrepsArray
+from eqnet.layers import silu
 from eqnet.ops.apart import platform
 from eqnet.ops.blocks import step_by_step
 from eqnet.ops.product import Kernel, Product, Radial
@@ -46,7 +48,7 @@ class Convolution:
             product: with one channel on the right.
             x: [N, irreps_left].
             y: [R, K, irreps_right].
-            radial: hidden [R, K, H], zero in padding slots, and matrix [H, num_weights].
+            radial: basis [R, K, H], zero in padding slots, and the layers that it goes through.
             graph: says who is whose neighbour.
 
         Returns:
@@ -57,14 +59,14 @@ class Convolution:
 
         def some_rows(block: tuple[IrrepsArray, IrrepsArray, jax.Array]) -> jax.Array:
             left, right, last = block
-            weights = last if keep else _weights(last, radial.matrix)
+            weights = last if keep else _weights(last, radial.matrices)
             with jax.named_scope("product"):
                 return self.kernel(product, left, right, weights, radial.shared).array
 
-        num_rows, width = radial.hidden.shape[:2]
+        num_rows, width = radial.basis.shape[:2]
         itemsize = x.array.dtype.itemsize
         keep = num_rows * width * product.num_weights * itemsize <= KEPT_BYTES
-        operands = (sent, y, _weights(radial.hidden, radial.matrix) if keep else radial.hidden)
+        operands = (sent, y, _weights(radial.basis, radial.matrices) if keep else radial.basis)
         size = _block_size(num_rows, width)
         if size >= num_rows:
             summed = some_rows(operands)
@@ -77,11 +79,14 @@ class Convolution:
 
 
 @jax.named_scope("radial")
-def _weights(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
-    """[..., H] and [H, num_weights] -> [..., num_weights]."""
-    # with one leading axis the gradient of the matrix is a plain product; with two, XLA copies
-    flat = jnp.matmul(hidden.reshape((-1, hidden.shape[-1])), matrix, precision=HIGHEST)
-    return flat.reshape((*hidden.shape[:-1], -1))
+def _weights(basis: jax.Array, matrices: tuple[jax.Array, ...]) -> jax.Array:
+    """[..., H] and the layers of the network -> [..., num_weights]."""
+    # with one leading axis the gradients of the matrices are plain products; with two, XLA copies
+    values = basis.reshape((-1, basis.shape[-1]))
+    for matrix in matrices[:-1]:
+        values = silu(jnp.matmul(values, matrix, precision=HIGHEST))
+    values = jnp.matmul(values, matrices[-1], precision=HIGHEST)
+    return values.reshape((*basis.shape[:-1], -1))
 
 
 def _block_size(num_rows: int, width: int) -> int:

@@ -44,16 +44,16 @@ class Declaration:
 
 
 class Radial(NamedTuple):
-    """Weights of edges, the last layer of the radial network left undone: hidden @ matrix.
+    """The weights of edges, not yet made: silu(... silu(basis @ first) ...) @ last.
 
     Attributes:
-        hidden: [..., H], zero in slots without an edge.
-        matrix: [H, num_weights].
+        basis: [R, K, H], zero in slots without an edge.
+        matrices: of the layers, one after the other, the last one [..., num_weights].
         shared: [num_shared], common to all edges; None where the product has none.
     """
 
-    hidden: jax.Array
-    matrix: jax.Array
+    basis: jax.Array
+    matrices: tuple[jax.Array, ...]
     shared: jax.Array | None = None
 
 

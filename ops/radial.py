@@ -25,7 +25,6 @@ class RadialNetwork(MLP):
         size = product.num_shared
         self.shared = nnx.Param(jax.random.normal(rngs.params(), (size,))) if size else None
 
-    @jax.named_scope("radial")
     def edge_weights(self, basis: jax.Array) -> Radial:
         """Radial basis of the edges [R, K, num_basis], zero where there is no edge."""
-        return Radial(*self.factors(basis), None if self.shared is None else self.shared[...])
+        return Radial(basis, self.matrices, None if self.shared is None else self.shared[...])

@@ -20,7 +20,6 @@ from jax.interpreters import ad, batching, mlir
 
 from eqnet.ops.apart import compiled_apart
 
-
 # XLA computes so many rows in one loop; of a longer stack it makes a loop for each row, one fifth
 # slower at 9 rows (1000 edges, 64 channels, float32).
 ROWS_AT_A_TIME = 8

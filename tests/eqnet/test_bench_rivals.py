@@ -41,7 +41,7 @@ def test_convolutions_of_e3nn(name: str, paths: str, pattern: str, summed: bool)
     product: Any = ClebschGordan(*sides, summed=summed)
     assert contestant.couplings == len(product.declaration.couplings)
     hidden, matrix = contestant.weights
-    radial = Radial(hidden.reshape((*work.graph.neighbors.shape, -1)), matrix)
+    radial = Radial(hidden.reshape((*work.graph.neighbors.shape, -1)), (matrix,))
     ours = Convolution(dense)(product, *work.inputs(), radial, work.graph)
     theirs = output(contestant, work)
     assert theirs.irreps == ours.irreps

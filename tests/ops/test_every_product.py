@@ -249,7 +249,7 @@ def test_derivatives_by_differences(name: str, method: str) -> None:
     kernel, rng = problem.product.kernels[method], np.random.default_rng(1)
     line = jax.tree.map(lambda v: jnp.asarray(0.1 * rng.normal(size=v.shape)), problem.arrays)
     mask = problem.graph.neighbor_mask[..., None]  # what makes the weights stays zero in padding
-    line = (*line[:2], line[2]._replace(hidden=line[2].hidden * mask))
+    line = (*line[:2], line[2]._replace(basis=line[2].basis * mask))
 
     def energy(arrays: Any) -> jax.Array:
         return jnp.sin(problem.value(kernel, arrays)).sum()

@@ -123,15 +123,15 @@ def convolution_problem(atoms: int, slots: int | None) -> tuple[Any, ...]:
         rng.normal(size=(*graph.neighbors.shape, 5)) * np.asarray(graph.neighbor_mask)[..., None]
     )
     matrix = rng.normal(size=(5, product.num_weights))
-    return product, x, y, Radial(jnp.asarray(hidden), jnp.asarray(matrix)), graph
+    return product, x, y, Radial(jnp.asarray(hidden), (jnp.asarray(matrix),)), graph
 
 
 @pytest.mark.parametrize("slots", [None, 4])
 def test_convolution_against_a_loop_over_edges(slots: int | None) -> None:
     """Edge by edge with the tables of e3nn-jax."""
-    product, x, y, (hidden, matrix, _), graph = convolution_problem(7, slots)
+    product, x, y, (hidden, (matrix,), _), graph = convolution_problem(7, slots)
     convolve = choose_convolution(product, "dense")
-    out = convolve(product, x, y, Radial(hidden, matrix), graph).to_e3nn()
+    out = convolve(product, x, y, Radial(hidden, (matrix,)), graph).to_e3nn()
     expected = [np.zeros(np.shape(np.asarray(block))) for block in out.chunks]
     order = {ir: n for n, (_, ir) in enumerate(out.irreps)}
     xs = [np.asarray(chunk) for chunk in x.to_e3nn().chunks]
