@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,24 +21,25 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
+from eqnet.compiled_programs import keep_compiled_programs
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame, from_atoms
 from eqnet.data.neighbors import neighbor_list
-from eqnet.device import Device, computing, find_device, find_dtype
+from eqnet.device import (
+    Device,
+    computing,
+    find_device,
+    find_dtype,
+    give_memory_back,
+    program,
+)
 from eqnet.errors import InputError
 from eqnet.files import digest
 from eqnet.graph import AtomGraph
-from eqnet.model_file import load
+from eqnet.model_file import load_with_examples
 from eqnet.potential import Potential
+from eqnet.replay import Example, Found, compare
 from eqnet.verlet_list import VerletList
-
-
-class Numbers(NamedTuple):
-    """What the device returns for one structure of n atoms, as float64 on the host."""
-
-    node_energy: np.ndarray  # [n] eV, without reference energies
-    forces: np.ndarray  # [n, 3] eV/angstrom
-    stress: np.ndarray | None  # [3, 3] eV/angstrom^3
 
 
 class EqnetCalculator(Calculator):
@@ -53,7 +54,8 @@ class EqnetCalculator(Calculator):
 
     One object serves any sequence of structures: sizes are rounded up a ladder, so that a handful
     of compilations (`compilations`) covers them. A lock makes it usable from several threads. It
-    can be copied and pickled (a file by its path); compiled code is not part of a pickle.
+    can be copied and pickled (a file by its path); compiled code is not part of a pickle, but kept
+    in the user's cache folder, where the next process finds it (`keep_compiled_programs`).
 
     Args:
         model: a model file, or a potential.
@@ -62,11 +64,12 @@ class EqnetCalculator(Calculator):
         skin: neighbours are found up to cutoff + skin (angstrom) and used again until an atom has
             moved more than half the skin; results do not depend on it. 0 finds them every time.
         method: which algorithm computes the products of a model file, see `eqnet.load`.
-        verify: replay the examples of a model file before use.
+        verify: replay the examples of a model file, by the program in use, before its first answer.
 
     Raises:
         InputError: on construction, the model cannot be used here; on calculation, no atoms, an
-            unknown element, positions that are not finite, or atoms on top of each other.
+            unknown element, positions that are not finite, atoms on top of each other, or examples
+            that give other numbers than where the model was trained.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -84,6 +87,7 @@ class EqnetCalculator(Calculator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        keep_compiled_programs()
         if not skin >= 0:
             raise InputError(f"skin must be a distance in angstrom, 0 or more, not {skin}")
         self.skin = float(skin)
@@ -99,12 +103,14 @@ class EqnetCalculator(Calculator):
 
     def _load(self, path: Path, *, verify: bool) -> None:
         with computing(self.device, double=self.dtype == "float64", what=f"loading {path}"):
-            potential = load(path, dtype=self.dtype, method=self.method, verify=verify)
+            potential, examples = load_with_examples(path, dtype=self.dtype, method=self.method)
         self.path, self._digest = path.resolve(), digest(path)
-        self._prepare(potential)
+        self._prepare(potential, examples if verify else [])
 
-    def _prepare(self, potential: Potential) -> None:
+    def _prepare(self, potential: Potential, examples: Sequence[Example] = ()) -> None:
         """Weights on the device, compiled functions to come."""
+        # each program, with and without stress, has them to replay
+        self._to_replay = {stress: list(examples) for stress in (False, True)}
         self._lock = threading.RLock()
         self.potential = potential
         graphdef, weights = nnx.split(potential)
@@ -118,7 +124,7 @@ class EqnetCalculator(Calculator):
             answer = nnx.merge(graphdef, weights).predict(graph, stress=stress)
             return answer.node_energy, answer.forces, answer.stress
 
-        self._predict = jax.jit(predict, static_argnames="stress")
+        self._predict = program(predict, static_argnames="stress")
         self._forget()
 
     def _forget(self) -> None:
@@ -170,7 +176,7 @@ class EqnetCalculator(Calculator):
         with self._lock:
             return super().calculate_properties(atoms, properties)
 
-    def _answer(self, frame: Frame, numbers: Numbers) -> dict[str, Any]:
+    def _answer(self, frame: Frame, numbers: Found) -> dict[str, Any]:
         """ASE's results. Energies are summed here, in float64."""
         potential = self.potential
         species = np.searchsorted(potential.elements, frame.numbers)
@@ -188,7 +194,7 @@ class EqnetCalculator(Calculator):
 
     # ---------------------------------------------------------------------------------- calculation
 
-    def _numbers(self, frame: Frame) -> Numbers:
+    def _numbers(self, frame: Frame) -> Found:
         """Energies of atoms, forces and, if all axes are periodic, stress."""
         n, stress = len(frame), bool(frame.pbc.all())
         task = f"{n} atoms"
@@ -197,19 +203,39 @@ class EqnetCalculator(Calculator):
             if graph is None:
                 self._graph = graph = jax.device_put(self._list.build(frame), self.device)
             positions = jax.device_put(self._list.place(frame.positions), self.device)
-            graph = replace(graph, positions=positions)
-            answer = jax.device_get(self._predict(self._weights, graph, stress=stress))
-        node_energy, forces, tensor = answer
-        numbers = Numbers(
-            np.array(node_energy[:n], np.float64),
-            np.array(forces[:n], np.float64),
-            np.array(tensor[0], np.float64) if stress else None,
-        )
+            self._replay(stress)
+            numbers = self._run(replace(graph, positions=positions), n, stress)
         if not all(np.isfinite(values).all() for values in numbers if values is not None):
             self._explain(frame, numbers)
         return numbers
 
-    def _explain(self, frame: Frame, numbers: Numbers) -> None:
+    def _run(self, graph: AtomGraph, n: int, stress: bool) -> Found:
+        """The program's answer for the n atoms of a graph."""
+        before = self.compilations
+        answer = jax.device_get(self._predict(self._weights, graph, stress=stress))
+        if self.compilations > before:
+            give_memory_back()
+        node_energy, forces, tensor = answer
+        return Found(
+            np.array(node_energy[:n], np.float64),
+            np.array(forces[:n], np.float64),
+            np.array(tensor[0], np.float64) if stress else None,
+        )
+
+    def _replay(self, stress: bool) -> None:
+        """The examples in the shape of the structure at hand, if they fit: one compilation."""
+        examples = self._to_replay[stress]
+        if not examples:
+            return
+        # where the structure's own graph is: elsewhere would be another program
+        graphs = [jax.device_put(self._list.beside(e.frame), self.device) for e in examples]
+        sizes = [len(example.frame) for example in examples]
+        found = [self._run(g, n, stress) for g, n in zip(graphs, sizes, strict=True)]
+        where = self.path or "the model"
+        compare(self.potential, examples, found, dtype=self.dtype, path=where)
+        self._to_replay[stress] = []
+
+    def _explain(self, frame: Frame, numbers: Found) -> None:
         """Raise the reason for an answer that is not finite."""
         self._forget()
         neighbor_list(frame.positions, frame.cell, frame.pbc, self.potential.cutoff)
@@ -251,7 +277,15 @@ class EqnetCalculator(Calculator):
         """A calculator of its own that shares weights and compiled programs with this one."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = ("potential", "device", "_weights", "_predict", "_compiled", "_graph")
+        shared = (
+            "potential",
+            "device",
+            "_weights",
+            "_predict",
+            "_compiled",
+            "_graph",
+            "_to_replay",
+        )
         with self._lock:
             for name, value in self.__dict__.items():
                 if name != "_lock":

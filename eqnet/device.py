@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqnet.errors import InputError
+from eqnet.ops.apart import platform
 
 Device = Any  # jax.Device, which is no type to type checkers
 PRECISIONS = ("float32", "float64")
@@ -34,6 +37,24 @@ def find_device(device: str | Device | None) -> Device:
             sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
         )
         raise InputError(f"device {device!r} is not available here; there is {there}") from None
+
+
+def program(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` for large programs.
+
+    On a CPU LLVM's optimisation at level 1 takes a sixth less time to compile than at 2, and the
+    programs are as fast.
+    """
+    level = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
+    return jax.jit(function, compiler_options=level, **options)
+
+
+def give_memory_back() -> None:
+    """Return to the system what a compilation has freed, some 300 MB; glibc alone keeps it."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # another C library than glibc
+            trim(0)
 
 
 def find_dtype(dtype: str) -> np.dtype:

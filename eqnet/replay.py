@@ -19,6 +19,7 @@ from flax import nnx
 from eqnet.data.frame import Frame
 from eqnet.data.items import make_items
 from eqnet.data.packing import pack
+from eqnet.device import program
 from eqnet.errors import InputError
 from eqnet.potential import Potential
 
@@ -99,14 +100,18 @@ def _example(entry: dict[str, Any], index: int) -> Example:
     )
 
 
+class Found(NamedTuple):
+    """What a program says of the n atoms of an example, as float64 on the host."""
+
+    node_energy: np.ndarray  # [n] eV, without reference energies
+    forces: np.ndarray  # [n, 3] eV/angstrom
+    stress: np.ndarray | None  # [3, 3] eV/angstrom^3; None if it was not asked for
+
+
 def replay(
     potential: Potential, examples: Sequence[Example], *, dtype: str, path: Path | str
 ) -> float:
-    """Compute the examples again; the largest relative disagreement found.
-
-    Raises:
-        InputError: it exceeds `TOLERANCE[dtype]`.
-    """
+    """Compute the examples again, all in one program; see `compare`."""
     if not examples:
         return 0.0
     frames = [dataclasses.replace(example.frame, index=i) for i, example in enumerate(examples)]
@@ -114,49 +119,62 @@ def replay(
     graphdef, state = nnx.split(potential)
     wanted = any(example.stress is not None for example in examples)
     with jax.enable_x64(dtype == "float64"):
-        predict = jax.jit(
+        predict = program(
             lambda state, graph: nnx.merge(graphdef, state).predict(graph, stress=wanted)
         )
         answer = predict(state, pack(items, dtype=np.dtype(dtype)))
-        node_energy = np.asarray(answer.node_energy, np.float64)
-        forces = np.asarray(answer.forces, np.float64)
-        stress = np.asarray(answer.stress, np.float64) if wanted else [None] * len(examples)
-    worst, start = 0.0, 0
+    found, start = [], 0
     for index, example in enumerate(examples):
-        n = len(example.frame.numbers)
-        atoms = slice(start, start + n)
-        start += n
-        found = _disagreement(potential, example, node_energy[atoms], forces[atoms], stress[index])
-        if not found <= TOLERANCE[dtype]:  # NaN disagrees
+        atoms = slice(start, start + len(example.frame))
+        start = atoms.stop
+        node_energy, forces = (
+            np.asarray(v[atoms], np.float64) for v in (answer.node_energy, answer.forces)
+        )
+        stress = np.asarray(answer.stress[index], np.float64) if wanted else None
+        found.append(Found(node_energy, forces, stress))
+    return compare(potential, examples, found, dtype=dtype, path=path)
+
+
+def compare(
+    potential: Potential,
+    examples: Sequence[Example],
+    found: Sequence[Found],
+    *,
+    dtype: str,
+    path: Path | str,
+) -> float:
+    """The largest relative disagreement of what was found with the answers in the file.
+
+    Raises:
+        InputError: it exceeds `TOLERANCE[dtype]`.
+    """
+    worst = 0.0
+    for index, (example, answer) in enumerate(zip(examples, found, strict=True)):
+        disagreement = _disagreement(potential, example, answer)
+        if not disagreement <= TOLERANCE[dtype]:  # NaN disagrees
             raise InputError(
                 f"{path}: example {index} of {len(examples)} gives other numbers here than where "
-                f"the model was trained (relative difference {found:.1e}, {dtype} allows "
+                f"the model was trained (relative difference {disagreement:.1e}, {dtype} allows "
                 f"{TOLERANCE[dtype]:.0e}); try another device, method or dtype"
             )
-        worst = max(worst, found)
+        worst = max(worst, disagreement)
     return worst
 
 
-def _disagreement(
-    potential: Potential,
-    example: Example,
-    node_energy: np.ndarray,
-    forces: np.ndarray,
-    stress: np.ndarray | None,
-) -> float:
+def _disagreement(potential: Potential, example: Example, found: Found) -> float:
     """Largest of the disagreements that `TOLERANCE` names; infinite if not a number."""
     species = np.searchsorted(potential.elements, example.frame.numbers)
-    energy = float(node_energy.sum()) + potential.reference_energy(species)
+    energy = float(found.node_energy.sum()) + potential.reference_energy(species)
     # What the model itself adds: reference energies are exact and may be thousands of eV.
-    learned = np.abs(node_energy).max()
-    found = [
+    learned = np.abs(found.node_energy).max()
+    numbers = [
         abs(energy - example.energy) / len(species) / max(1.0, learned),
-        _deviation(forces, example.forces),
+        _deviation(found.forces, example.forces),
     ]
-    if example.stress is not None and stress is not None:
+    if example.stress is not None and found.stress is not None:
         volume = abs(np.linalg.det(example.frame.cell)) / len(species)
-        found.append(_deviation(volume * stress, volume * example.stress))
-    return float(max(found)) if np.isfinite(found).all() else np.inf
+        numbers.append(_deviation(volume * found.stress, volume * example.stress))
+    return float(max(numbers)) if np.isfinite(numbers).all() else np.inf
 
 
 def _deviation(found: np.ndarray, expected: np.ndarray) -> float:

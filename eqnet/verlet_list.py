@@ -20,8 +20,10 @@ from eqnet.data.packing import Shape, choose_slots, holds, make_shape, pack
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 
-MAX_WASTE = 2.0  # a shape in use is taken again up to this many times the slots needed,
-SMALL = 512  # or if it has no more slots than this
+# Slots that may be computed in vain, all structures together, before a shape of its own is compiled
+# for one: some 10 s of a core both (64 channels). It never costs more than twice the best choice.
+COMPILATION = 500_000
+GROWTH = 2.0  # room for larger structures in a shape for many
 FAR = 5.0  # angstrom an atom may move when no pair can be missing; then float32 is centred anew
 
 
@@ -32,7 +34,10 @@ class VerletList:
         graph: the packed structure (numpy); its positions are those of the last build.
         offset: [N, 3] float64, positions in the graph minus those of the structure: whole lattice
             vectors and centring; zero for padding.
+        shape: that of the graph.
         shapes: all shapes handed out so far.
+        spare: slots of the shape that the structure would not need in one of its own.
+        in_vain: their sum over all structures since the last new shape.
         builds: how often neighbours were searched.
         reach: how far an atom may move (angstrom) before they must be searched again.
     """
@@ -44,7 +49,9 @@ class VerletList:
         self.cutoff = cutoff
         self.skin = skin
         self.dtype = np.dtype(dtype)
+        self.shape: Shape
         self.shapes: list[Shape] = []
+        self.spare = self.in_vain = 0
         self.builds = 0
         self.reach = 0.0
         self.graph: AtomGraph | None = None
@@ -52,9 +59,9 @@ class VerletList:
         self.frame: Frame | None = None
 
     def covers(self, frame: Frame) -> bool:
-        """Whether the list holds every pair of `frame` within the cutoff."""
+        """Whether the list serves for `frame`: every pair within the cutoff, and not too roomy."""
         old = self.frame
-        return (
+        holds_all = (
             old is not None
             and self.reach > 0
             and np.array_equal(old.numbers, frame.numbers)
@@ -62,6 +69,8 @@ class VerletList:
             and np.array_equal(old.cell, frame.cell)
             and bool(np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach**2)
         )
+        self.in_vain += self.spare * holds_all
+        return holds_all and self.in_vain <= COMPILATION
 
     def build(self, frame: Frame) -> AtomGraph:
         """Find the neighbours of `frame` and pack them.
@@ -73,7 +82,7 @@ class VerletList:
         self.frame = None  # an error below leaves no list behind
         item = make_item(frame, self.elements, self.cutoff + self.skin)
         same_size = self.graph is not None and int(self.graph.atom_mask.sum()) == len(frame)
-        shape = self._choose(item, fine=same_size or not self.shapes)
+        self.shape = shape = self._choose(item, fine=same_size or not self.shapes)
         self.graph = pack([item], shape, self.dtype)
         self.offset = np.zeros((shape.atoms, 3))
         self.offset[: len(frame)] = -item.offset
@@ -82,6 +91,12 @@ class VerletList:
         self.builds += 1
         return self.graph
 
+    def beside(self, frame: Frame) -> AtomGraph:
+        """Another structure in the shape of the list, or in one of its own if it does not fit."""
+        item = make_item(frame, self.elements, self.cutoff)
+        shape = self.shape if fits(self.shape, item) else roomy(item)
+        return pack([item], shape, self.dtype)
+
     def place(self, positions: np.ndarray) -> np.ndarray:
         """Positions [n, 3] of the structure as the graph wants them, [N, 3] in its precision."""
         placed = self.offset.copy()
@@ -89,20 +104,20 @@ class VerletList:
         return placed.astype(self.dtype)
 
     def _choose(self, item: Item, *, fine: bool) -> Shape:
-        """A shape in use that fits without much waste, or a new one with some room."""
-        slots, split = choose_slots([item.counts])
-        rows = item.num_atoms if split == 1 else item.num_rows(slots)
-        fitting = [
-            shape
-            for shape in self.shapes
-            if fits(shape, item)
-            and shape.rows * shape.slots <= max(MAX_WASTE * rows * slots, SMALL)
-        ]
+        """A shape in use that fits, until the padding has cost a compilation; or a new one."""
+        own = roomy(item)
+        fitting = [shape for shape in self.shapes if fits(shape, item)]
         if fitting:
-            return min(fitting, key=lambda shape: shape.rows * shape.slots)
-        shape = roomy(item, fine=fine)
-        self.shapes.append(shape)
-        return shape
+            best = min(fitting, key=_size)
+            self.spare = max(0, _size(best) - _size(own))
+            self.in_vain += self.spare
+            if self.in_vain <= COMPILATION or own in self.shapes:
+                return best
+        elif not fine:
+            own = roomy(item, GROWTH, beside=max(self.shapes, key=_size))
+        self.shapes.append(own)
+        self.spare = self.in_vain = 0
+        return own
 
 
 def _complete(item: Item) -> bool:
@@ -116,32 +131,31 @@ def fits(shape: Shape, item: Item) -> bool:
     return split <= shape.rows_per_atom and holds(shape, item.num_atoms, item.num_rows(shape.slots))
 
 
-def roomy(item: Item, *, fine: bool) -> Shape:
+def _size(shape: Shape) -> int:
+    """Slots that are computed."""
+    return shape.rows * shape.slots
+
+
+def roomy(item: Item, growth: float = 1.0, beside: Shape | None = None) -> Shape:
     """A shape for the structure with room for a tenth more neighbours.
 
     Args:
         item: the structure.
-        fine: keep the number of atoms as it is, for many calculations on one structure; otherwise
-            round up coarsely, for many structures.
+        growth: room for so many times its atoms.
+        beside: a shape that is to fit into the new one.
     """
     counts = np.ceil(1.1 * item.counts).astype(item.counts.dtype)
     if not item.frame.pbc.any():  # no images: an atom has at most all others as neighbours
         counts = np.minimum(counts, item.num_atoms - 1)
-    slots, split = choose_slots([counts])
-    atoms = item.num_atoms
-    if not fine:
-        atoms, slots = round_up(atoms, 2), round_up(slots, 2)
-    rows = int(rows_per_atom(counts, slots).sum())
-    shape = make_shape(atoms, rows, 1, slots, int(rows_per_atom(counts, slots).max()))
+    slots, _ = choose_slots([counts])
+    atoms, rows, split = int(growth * item.num_atoms), 0, 1
+    if beside is not None:
+        atoms, slots = max(atoms, beside.atoms), max(slots, beside.slots)
+        rows, split = beside.rows, beside.rows_per_atom
+    per_atom = rows_per_atom(counts, slots)
+    rows, split = max(rows, int(growth * per_atom.sum())), max(split, int(per_atom.max()))
+    shape = make_shape(atoms, rows, 1, slots, split)
     return shape._replace(atoms=atoms, rows=atoms if shape.rows_per_atom == 1 else shape.rows)
-
-
-def round_up(number: int, steps: int) -> int:
-    """The next size on a ladder with so many steps per doubling (a power of two)."""
-    if number <= steps:
-        return max(number, 1)
-    step = 2 ** ((number - 1).bit_length() - 1) // steps
-    return -(-number // step) * step
 
 
 def check_structure(frame: Frame, elements: Sequence[int]) -> None:

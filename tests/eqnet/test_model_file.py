@@ -9,12 +9,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from flax import nnx
 from jax.core import Tracer
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
-from eqnet import archive, load
+from eqnet import EqnetCalculator, archive, load
 from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 from eqnet.evaluation import evaluate
@@ -293,6 +294,33 @@ def test_replay_refuses_other_numbers(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
         load(path)
     assert isinstance(load(path, verify=False).model, nnx.Module)
+
+
+def test_a_calculator_replays_before_its_first_answer(model: Path, tmp_path: Path) -> None:
+    """In one program with the structure that was asked for, with stress and without."""
+    frame = frames()[0]
+    atoms = Atoms(frame.numbers, positions=frame.positions)
+    atoms.calc = EqnetCalculator(model)
+    atoms.get_forces()
+    weights = swapped(model, model__depth=np.array([0.45, 0.4, 0.47], np.float32))
+    path = rewrite(model, tmp_path / "model.eqnet", weights_safetensors=weights)
+    atoms.calc = EqnetCalculator(path)
+    for _ in range(2):  # not only the first time
+        with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
+            atoms.get_forces()
+    atoms.calc = EqnetCalculator(path, verify=False)
+    assert np.isfinite(atoms.get_forces()).all()
+
+    with zipfile.ZipFile(model) as file:
+        entries = json.loads(file.read("examples.json"))
+    entries[2]["stress"][0][1] += 1e-3
+    path = rewrite(model, tmp_path / "stress.eqnet", examples_json=entries)
+    crystal = Atoms(
+        entries[2]["numbers"], positions=entries[2]["positions"], cell=entries[2]["cell"], pbc=True
+    )
+    crystal.calc = EqnetCalculator(path)
+    with pytest.raises(InputError, match="example 2 of 3 gives other numbers"):
+        crystal.get_stress()
 
 
 def test_stress_of_periodic_examples_is_replayed(model: Path, tmp_path: Path) -> None:

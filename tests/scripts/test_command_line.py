@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from eqnet.errors import InputError
-from eqnet.scripts import keep_compiled_programs, main
+from eqnet.scripts import main
 from eqnet.scripts.command_line import from_file, parse
 
 
@@ -171,22 +171,3 @@ def test_help_and_mistakes_need_no_jax(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_compiled_programs_are_kept_where_that_is_possible(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "JAX_COMPILATION_CACHE_DIR"
-    monkeypatch.setenv(name, "mine")
-    keep_compiled_programs()
-    assert os.environ[name] == "mine"
-    monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    keep_compiled_programs()
-    assert Path(os.environ[name]).parent == tmp_path / "eqnet"
-    assert Path(os.environ[name]).is_dir()
-    monkeypatch.delenv(name)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_compiled_programs()
-    assert name not in os.environ
