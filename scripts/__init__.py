@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from eqnet.compiled_programs import keep_compiled_programs
 from eqnet.errors import InputError
-from eqnet.files import cache_folder
-from eqnet.processor import processor_key
 
 COMMANDS = {
     "train": "fit a potential to a file of labelled structures",
@@ -86,17 +85,3 @@ def _to_the_pipe(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs in the user's cache folder, unless the user has set that up.
-
-    JAX reads the variables when it is first imported, later in this process. Programs are kept
-    per kind of processor: those of another one may not run here, and a home may be shared.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = cache_folder(f"jax-{processor_key()}")
-    if folder and os.access(folder, os.W_OK | os.X_OK):  # otherwise every start compiles
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
