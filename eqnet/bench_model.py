@@ -16,8 +16,10 @@ from flax import nnx
 
 from eqnet import operations
 from eqnet.bench_machine import Machine, cores
+from eqnet.bench_profile import Part, profile
 from eqnet.data.batches import make_item, pack, pack_targets, shape_of
 from eqnet.data.frame import Frame
+from eqnet.device import give_memory_back, program
 from eqnet.ops.timing import Clock, Timing, take_turns
 from eqnet.options import TrainOptions, resolve_choices
 from eqnet.potential import Potential
@@ -49,12 +51,14 @@ class Work:
         batch: structures of a step of training; none to leave it out.
         dtype: 'float32' or 'float64'.
         seconds: of calls, for each case and kind of call.
+        profile: whether to time the parts of energy and forces of the first case.
     """
 
     frame: Frame
     batch: Sequence[Frame]
     dtype: str
     seconds: float
+    profile: bool = False
 
 
 class Inference:
@@ -73,12 +77,14 @@ class Inference:
             return nnx.merge(graphdef, weights).predict(graph)
 
         compiling = Clock.now()
-        self.compiled: Any = jax.jit(predict).lower(self.weights, self.graph).compile()
+        self.compiled: Any = program(predict).lower(self.weights, self.graph).compile()
+        give_memory_back()
         self.compile_cpu = compiling.until_now().cpu
         jax.block_until_ready(self())
         self.first_force_cpu = start.until_now().cpu
         self.compilations = len(compilations) - before
         self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes
+        self.predict = predict
         self.operations = operations.count(predict, self.weights, self.graph)
 
     def __call__(self) -> Any:
@@ -169,6 +175,7 @@ def run(
         forces = take_turns(inference | {n: r.forces for n, r in theirs.items()}, work.seconds)
         training_of_rivals = {n: r.train for n, r in theirs.items()} if work.batch else {}
         steps = take_turns(training | training_of_rivals, work.seconds)
+        parts = _parts(next(iter(inference.values())), work) if work.profile else []
     rows = [
         _row(case, work, inference[name], forces[name], machine)
         | _training_row(work, training.get(name), steps.get(name))
@@ -178,7 +185,27 @@ def run(
         _rival_row(rival, work, forces[name]) | _training_row(work, rival, steps.get(name))
         for name, rival in theirs.items()
     ]
+    if parts:
+        rows[0]["profile"] = [part.as_dict(machine.matmul) for part in parts]
     return _with_ratios(rows)
+
+
+def _parts(program: Inference, work: Work) -> list[Part]:
+    """The parts of the program, and what the host does for a structure that has moved."""
+    potential, dtype = program.potential, np.dtype(work.dtype)
+    item = make_item(work.frame, potential.elements, potential.cutoff)
+    host = take_turns(
+        {
+            "neighbors": lambda: make_item(work.frame, potential.elements, potential.cutoff),
+            "packing": lambda: jax.device_put(pack([item], dtype=dtype)),
+        },
+        work.seconds,
+    )
+    arguments = (program.weights, program.graph)
+    return [
+        *profile(program.predict, arguments, program.compiled),
+        *(Part(f"{name} (host)", 1e3 * timing.wall, 0.0, 0) for name, timing in host.items()),
+    ]
 
 
 def _compare_edges(

@@ -38,10 +38,18 @@ class Part(NamedTuple):
     backward_ms: float
     operations: int
 
-    @property
-    def ms(self) -> float:
-        """Time of both passes."""
-        return self.forward_ms + self.backward_ms
+    def as_dict(self, peak: float) -> dict[str, str | float]:
+        """Plain values, with the fraction of a peak in operations per second."""
+        ms = self.forward_ms + self.backward_ms
+        rate = self.operations / (1e-3 * ms) if ms else 0.0
+        return {
+            "part": self.name,
+            "forward_ms": self.forward_ms,
+            "backward_ms": self.backward_ms,
+            "operations": self.operations,
+            "floor_ms": 1e3 * self.operations / peak,
+            "matmul_peak_fraction": rate / peak,
+        }
 
 
 def part_of(name: str) -> str:

@@ -39,7 +39,8 @@ def check_outputs(paths: Mapping[str, str | None], suffixes: Mapping[str, Sequen
 
 
 def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line per row, with a column for each key that any of them has."""
+    """One line per row, with a column for each key that any of them has; lists are left out."""
+    rows = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
     header = list(dict.fromkeys(key for row in rows for key in row))
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=header, lineterminator="\n")

@@ -24,7 +24,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from flax import nnx
 
 from eqnet.data.frame import from_atoms
-from eqnet.device import Device, computing, find_device, find_dtype
+from eqnet.device import Device, computing, find_device, find_dtype, program
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.integrators import (
@@ -171,7 +171,7 @@ class Simulation:
             compiled.append(args[1].graph.neighbors.shape)  # runs once per compilation
             return run_block(force_field, *args)
 
-        self._block = jax.jit(block)
+        self._block = program(block)
 
     def _put(self, tree: T) -> T:
         """Bound to the device: inputs that are bound or not by turns would compile twice."""

@@ -19,6 +19,7 @@ import optax
 from flax import nnx
 
 from eqnet import losses
+from eqnet.device import give_memory_back, program
 from eqnet.graph import AtomGraph
 from eqnet.ops.timing import Clock
 from eqnet.optimizer import course, ema_decay, optimizer
@@ -247,7 +248,7 @@ class Program:
         donate: bool = False,
         announce: Callable[[AtomGraph], None] = lambda graph: None,
     ):
-        self._jitted = jax.jit(function, donate_argnums=(0,) if donate else ())
+        self._jitted = program(function, donate_argnums=(0,) if donate else ())
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._announce = announce
         self.compilations = 0
@@ -261,6 +262,7 @@ class Program:
             self._announce(graph)
             start = Clock.now()
             compiled = self._jitted.lower(first, graph, targets).compile()
+            give_memory_back()
             self._compiled[key] = compiled
             self.compilations += 1
             spent = start.until_now()

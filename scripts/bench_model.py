@@ -56,6 +56,8 @@ class ModelBenchOptions:
     """Precision."""
     seconds: float = 2.0
     """Time for each case and kind of call."""
+    profile: bool = False
+    """Where the time of energy and forces goes, part by part, for the first case."""
     threads: Annotated[int | None, default("all cores", "INT")] = None
     """Cores to run on; 1 gives times that can be compared on a machine with other work."""
     csv: Annotated[str | None, default("none", "FILE")] = None
@@ -92,7 +94,11 @@ def main(argv: Sequence[str]) -> int:
     machine = measure_machine(options.dtype)
     console.print(machine_line(machine), markup=False, highlight=False)
     work = bench.Work(
-        frames[options.index], frames[: options.batch_size], options.dtype, options.seconds
+        frames[options.index],
+        frames[: options.batch_size],
+        options.dtype,
+        options.seconds,
+        options.profile,
     )
     refused: list[str] = []
     with bench_rival_models.started(interpreters, cases[0], work) as rivals:
@@ -104,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
     if not rows:
         raise InputError(f"nothing could be measured: {refused[0]}")
     _show_model(console, rows)
+    if options.profile:
+        _show_profile(console, rows[0]["profile"])
     write(options, machine, rows)
     return 0
 
@@ -162,6 +170,22 @@ def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
             console.print(f"{row['library']}: {row['versions']}", markup=False, highlight=False)
     peak = max(row["peak_rss_mb"] for row in rows if row["library"] == "eqnet")
     console.print(f"most memory of the process: {peak:.0f} MB")
+
+
+def _show_profile(console: Console, parts: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("part", "forward ms", "backward ms", "Mop", "floor ms", "of peak", box=None)
+    for part in parts:
+        table.add_row(
+            part["part"],
+            f"{part['forward_ms']:.3f}",
+            f"{part['backward_ms']:.3f}",
+            f"{part['operations'] / 1e6:.1f}",
+            f"{part['floor_ms']:.3f}",
+            f"{100 * part['matmul_peak_fraction']:.1f} %",
+        )
+    console.print(table)
 
 
 def _cells(row: dict[str, Any], time: str) -> dict[str, str]:

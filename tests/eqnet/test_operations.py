@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqnet.operations import count
+from eqnet.operations import count, count_by
 from eqnet.ops.sparse import Sparse, sparse_product
 
 
@@ -53,3 +53,15 @@ def test_our_own_primitives() -> None:
     x, y = jnp.ones((10, 2, 6)), jnp.ones((10, 3, 6))
     found = count(lambda x, y: sparse_product(Sparse.from_dense(table), x, y), x, y)
     assert 3 * 2 * 60 <= found <= 3 * 3 * 60
+
+
+def test_by_scope() -> None:
+    """What runs in a loop inside of a scope belongs to it, as often as it runs."""
+
+    def function(x: jax.Array) -> jax.Array:
+        with jax.named_scope("outer"):
+            x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)
+        return x + 1
+
+    found = count_by(lambda name: "outer" if "outer" in name else "", function, jnp.ones((4, 4)))
+    assert found == {"outer": 3 * 2 * 4**3, "": 4 * 4}

@@ -160,6 +160,25 @@ def test_training_of_a_model(tmp_path: Path) -> None:
     assert row["train_compile_cpu_s"] > 0
 
 
+def test_profile_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All operations belong to a part, and so does the time."""
+    file, table = tmp_path / "model.json", tmp_path / "model.csv"
+    words = ["--batch_size", "0", "--profile", "--json", str(file), "--csv", str(table)]
+    assert run("bench", ["model", *SMALL, *words]) == 0
+    out = capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    parts = {part["part"]: part for part in row["profile"]}
+    host = {"neighbors (host)", "packing (host)"}
+    named = {"edges", "radial", "gather", "product", "power", "linear", "readout"}
+    assert set(parts) == named | {"other"} | host
+    assert all(name in out for name in parts)
+    assert sum(part["operations"] for part in parts.values()) == row["operations"]
+    program = [part for name, part in parts.items() if name not in host]
+    assert all(part["forward_ms"] > 0 for part in program)
+    assert sum(part["backward_ms"] for part in program) > 0
+    assert "profile" not in table.read_text().splitlines()[0]
+
+
 def test_methods_of_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     elements = (1, 6, 8)
     config = MACEConfig(elements, num_channels=2, max_L=0, max_ell=1, correlation=1)
