@@ -19,7 +19,14 @@ from eqnet.bench_machine import Machine, cores
 from eqnet.bench_profile import Part, profile
 from eqnet.data.batches import make_item, pack, pack_targets, shape_of
 from eqnet.data.frame import Frame
-from eqnet.device import give_memory_back, program
+from eqnet.device import (
+    everywhere,
+    find_device,
+    give_memory_back,
+    program,
+    shared_cores,
+    within,
+)
 from eqnet.ops.timing import Clock, Timing, take_turns
 from eqnet.options import TrainOptions, resolve_choices
 from eqnet.potential import Potential
@@ -52,6 +59,7 @@ class Work:
         dtype: 'float32' or 'float64'.
         seconds: of calls, for each case and kind of call.
         profile: whether to time the parts of energy and forces of the first case.
+        cores: of a CPU that share the structure.
     """
 
     frame: Frame
@@ -59,6 +67,7 @@ class Work:
     dtype: str
     seconds: float
     profile: bool = False
+    cores: int = 1
 
 
 class Inference:
@@ -70,14 +79,18 @@ class Inference:
         self.potential = case.make()
         item = make_item(work.frame, self.potential.elements, self.potential.cutoff)
         self.atoms, self.edges = item.num_atoms, item.num_edges
-        self.graph = jax.device_put(pack([item], dtype=np.dtype(work.dtype)))
-        graphdef, self.weights = nnx.split(self.potential)
+        mesh = shared_cores(work.cores)
+        place = everywhere(mesh, find_device(None))
+        self.graph = jax.device_put(pack([item], dtype=np.dtype(work.dtype)), place)
+        graphdef, weights = nnx.split(self.potential)
+        self.weights = jax.device_put(weights, place)
 
         def predict(weights: Any, graph: Any) -> Any:
             return nnx.merge(graphdef, weights).predict(graph)
 
         compiling = Clock.now()
-        self.compiled: Any = program(predict).lower(self.weights, self.graph).compile()
+        with within(mesh):
+            self.compiled: Any = program(predict).lower(self.weights, self.graph).compile()
         give_memory_back()
         self.compile_cpu = compiling.until_now().cpu
         jax.block_until_ready(self())

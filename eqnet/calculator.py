@@ -28,10 +28,13 @@ from eqnet.data.neighbors import neighbor_list
 from eqnet.device import (
     Device,
     computing,
+    everywhere,
     find_device,
     find_dtype,
     give_memory_back,
     program,
+    shared_cores,
+    within,
 )
 from eqnet.errors import InputError
 from eqnet.files import digest
@@ -64,6 +67,7 @@ class EqnetCalculator(Calculator):
         skin: neighbours are found up to cutoff + skin (angstrom) and used again until an atom has
             moved more than half the skin; results do not depend on it. 0 finds them every time.
         method: which algorithm computes the products of a model file, see `eqnet.load`.
+        cores: of a CPU that share the atoms of a structure; worth it from a hundred atoms on.
         verify: replay the examples of a model file, by the program in use, before its first answer.
 
     Raises:
@@ -83,6 +87,7 @@ class EqnetCalculator(Calculator):
         skin: float = 0.0,
         *,
         method: str = "default",
+        cores: int = 1,
         verify: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +98,8 @@ class EqnetCalculator(Calculator):
         self.skin = float(skin)
         self.dtype = str(find_dtype(dtype))
         self.method = method
+        self.cores = cores
+        self._mesh = shared_cores(cores)
         self.device = find_device(device)
         self.path: Path | None = None
         self._digest = ""
@@ -116,7 +123,7 @@ class EqnetCalculator(Calculator):
         graphdef, weights = nnx.split(potential)
         with computing(self.device, double=self.dtype == "float64", what="the weights"):
             cast = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
-            self._weights = jax.device_put(cast, self.device)
+            self._weights = self._put(cast)
         self._compiled = compiled = []
 
         def predict(weights: Any, graph: AtomGraph, stress: bool) -> Any:
@@ -126,6 +133,10 @@ class EqnetCalculator(Calculator):
 
         self._predict = program(predict, static_argnames="stress")
         self._forget()
+
+    def _put(self, values: Any) -> Any:
+        """On the device, or on all that share the work."""
+        return jax.device_put(values, everywhere(self._mesh, self.device))
 
     def _forget(self) -> None:
         """Start without neighbours."""
@@ -201,8 +212,8 @@ class EqnetCalculator(Calculator):
         with computing(self.device, double=self.dtype == "float64", what=task):
             graph = self._graph if self._list.covers(frame) else None
             if graph is None:
-                self._graph = graph = jax.device_put(self._list.build(frame), self.device)
-            positions = jax.device_put(self._list.place(frame.positions), self.device)
+                self._graph = graph = self._put(self._list.build(frame))
+            positions = self._put(self._list.place(frame.positions))
             self._replay(stress)
             numbers = self._run(replace(graph, positions=positions), n, stress)
         if not all(np.isfinite(values).all() for values in numbers if values is not None):
@@ -212,7 +223,8 @@ class EqnetCalculator(Calculator):
     def _run(self, graph: AtomGraph, n: int, stress: bool) -> Found:
         """The program's answer for the n atoms of a graph."""
         before = self.compilations
-        answer = jax.device_get(self._predict(self._weights, graph, stress=stress))
+        with within(self._mesh):
+            answer = jax.device_get(self._predict(self._weights, graph, stress=stress))
         if self.compilations > before:
             give_memory_back()
         node_energy, forces, tensor = answer
@@ -228,7 +240,7 @@ class EqnetCalculator(Calculator):
         if not examples:
             return
         # where the structure's own graph is: elsewhere would be another program
-        graphs = [jax.device_put(self._list.beside(e.frame), self.device) for e in examples]
+        graphs = [self._put(self._list.beside(example.frame)) for example in examples]
         sizes = [len(example.frame) for example in examples]
         found = [self._run(g, n, stress) for g, n in zip(graphs, sizes, strict=True)]
         where = self.path or "the model"
@@ -265,6 +277,7 @@ class EqnetCalculator(Calculator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        self._mesh = shared_cores(self.cores)
         self.device = find_device(state["device"])
         if self.path is None:
             self._prepare(self.potential)
@@ -280,6 +293,7 @@ class EqnetCalculator(Calculator):
         shared = (
             "potential",
             "device",
+            "_mesh",
             "_weights",
             "_predict",
             "_compiled",

@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqnet.errors import InputError
 from eqnet.ops.apart import platform
+from eqnet.ops.convolution import ROWS
 
 Device = Any  # jax.Device, which is no type to type checkers
 PRECISIONS = ("float32", "float64")
@@ -37,6 +39,39 @@ def find_device(device: str | Device | None) -> Device:
             sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
         )
         raise InputError(f"device {device!r} is not available here; there is {there}") from None
+
+
+def shared_cores(number: int) -> Mesh | None:
+    """A mesh of CPU devices, one for each core, over which convolutions share their rows.
+
+    Raises:
+        InputError: JAX has started with fewer devices; it takes their number only before that.
+    """
+    if number < 1:
+        raise InputError(f"cores must be 1 or more, not {number}")
+    if number == 1:
+        return None
+    with suppress(RuntimeError):  # it has started
+        jax.config.update("jax_num_cpu_devices", number)
+    there = len(jax.devices("cpu"))
+    if there < number or jax.default_backend() != "cpu":
+        raise InputError(
+            f"cores = {number}: JAX has started with {there} CPU device(s) and computes on "
+            f"{jax.default_backend()}; ask for the cores before anything else of JAX runs, or set "
+            f"JAX_NUM_CPU_DEVICES={number} and JAX_PLATFORMS=cpu"
+        )
+    kinds = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((number,), (ROWS,), kinds, devices=jax.devices("cpu")[:number])
+
+
+def everywhere(mesh: Mesh | None, device: Device) -> Any:
+    """Where arrays go that every device of the mesh needs; the device if there is no mesh."""
+    return device if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def within(mesh: Mesh | None) -> Any:
+    """The context in which programs are made for the mesh."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def program(function: Callable[..., Any], **options: Any) -> Any:

@@ -10,10 +10,13 @@ nothing is made again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from eqnet.graph import AtomGraph, gather_neighbors, sum_rows
 from eqnet.irreps import IrrepsArray
@@ -23,6 +26,8 @@ from eqnet.ops.blocks import step_by_step
 from eqnet.ops.product import Kernel, Product, Radial
 from eqnet.so3 import HIGHEST
 
+# Axis of a mesh of devices that share the blocks of rows, where there is one (`jax.set_mesh`).
+ROWS = "rows"
 # Edges worked on at a time: their messages and weights then stay in a core's second-level cache
 # (64 channels, 10 paths, float32: 0.3 MB). Measured from 60 to 300: flat between 100 and 150. Other
 # devices have no such caches, and many small steps would cost more than the memory.
@@ -57,25 +62,42 @@ class Convolution:
         with jax.named_scope("gather"):
             sent = IrrepsArray(x.irreps, gather_neighbors(x.array, graph))
 
-        def some_rows(block: tuple[IrrepsArray, IrrepsArray, jax.Array]) -> jax.Array:
+        def some_rows(
+            block: tuple[IrrepsArray, IrrepsArray, jax.Array],
+            common: tuple[tuple[jax.Array, ...], jax.Array | None],
+        ) -> jax.Array:
             left, right, last = block
-            weights = last if keep else _weights(last, radial.matrices)
+            matrices, shared = common
+            weights = last if keep else _weights(last, matrices)
             with jax.named_scope("product"):
-                return self.kernel(product, left, right, weights, radial.shared).array
+                return self.kernel(product, left, right, weights, shared).array
 
         num_rows, width = radial.basis.shape[:2]
         itemsize = x.array.dtype.itemsize
         keep = num_rows * width * product.num_weights * itemsize <= KEPT_BYTES
         operands = (sent, y, _weights(radial.basis, radial.matrices) if keep else radial.basis)
-        size = _block_size(num_rows, width)
+        size, common = _block_size(num_rows, width), (radial.matrices, radial.shared)
         if size >= num_rows:
-            summed = some_rows(operands)
+            summed = some_rows(operands, common)
         else:
-            padding = -num_rows % size
+            devices = jax.sharding.get_abstract_mesh().shape.get(ROWS, 1)
+            padding = -num_rows % (size * devices)
             blocks = jax.tree.map(lambda v: _cut(v, size, padding), operands)
-            summed = step_by_step(some_rows, blocks)
+            summed = _shared_out(some_rows, devices)(blocks, common)
             summed = summed.reshape((-1, summed.shape[-1]))[:num_rows]
         return IrrepsArray(product.irreps_out, sum_rows(summed, graph))
+
+
+def _shared_out(some_rows: Callable[..., jax.Array], devices: int) -> Callable[..., jax.Array]:
+    """(blocks, common) -> the function of each block, a share of the blocks on each device."""
+
+    def all_rows(blocks: Any, common: Any) -> jax.Array:
+        return step_by_step(lambda block: some_rows(block, common), blocks)
+
+    if devices == 1:
+        return all_rows
+    share, everywhere = PartitionSpec(ROWS), PartitionSpec()
+    return jax.shard_map(all_rows, in_specs=(share, everywhere), out_specs=share)
 
 
 @jax.named_scope("radial")

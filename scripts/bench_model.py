@@ -60,6 +60,9 @@ class ModelBenchOptions:
     """Where the time of energy and forces goes, part by part, for the first case."""
     threads: Annotated[int | None, default("all cores", "INT")] = None
     """Cores to run on; 1 gives times that can be compared on a machine with other work."""
+    cores: int = 1
+    """CPU cores that share the atoms of the structure for energy and forces, as the calculator's
+    option of this name."""
     csv: Annotated[str | None, default("none", "FILE")] = None
     """Write everything that was measured as csv."""
     json: Annotated[str | None, default("none", "FILE")] = None
@@ -76,6 +79,9 @@ def main(argv: Sequence[str]) -> int:
         use_cores(options.threads)
     if options.rivals is not None:  # an accelerator's memory is shared with them
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from eqnet.device import shared_cores
+
+    shared_cores(options.cores)  # before JAX starts
     from eqnet import bench_model as bench
     from eqnet import bench_rival_models
     from eqnet.bench_machine import measure_machine
@@ -99,6 +105,7 @@ def main(argv: Sequence[str]) -> int:
         options.dtype,
         options.seconds,
         options.profile,
+        options.cores,
     )
     refused: list[str] = []
     with bench_rival_models.started(interpreters, cases[0], work) as rivals:

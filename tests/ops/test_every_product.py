@@ -168,7 +168,7 @@ class Problem:
         matrix = rng.normal(size=(3, product.num_weights))
         shared = rng.normal(size=product.num_shared) if product.num_shared else None
         x = rng.normal(size=(graph.num_atoms, product.irreps_left.dim))
-        arrays = (x, vectors, Radial(hidden, matrix, shared))  # pyright: ignore
+        arrays = (x, vectors, Radial(hidden, (matrix,), shared))  # pyright: ignore
         self.product, self.graph = product, jax.tree.map(jnp.asarray, graph)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
 

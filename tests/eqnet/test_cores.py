@@ -1,0 +1,56 @@
+"""Several cores give the numbers of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import pytest
+from morse import morse_potential
+
+from eqnet import EqnetCalculator
+from eqnet.errors import InputError
+
+CODE = """
+from eqnet.device import shared_cores
+shared_cores(2)
+import copy
+import jax
+import numpy as np
+from ase.build import bulk
+from flax import nnx
+from eqnet import EqnetCalculator
+from eqnet.models.mace import MACE, MACEConfig
+from eqnet.potential import Potential
+
+config = MACEConfig((6,), r_max=4.0, num_channels=2, max_L=1, max_ell=1, correlation=1)
+with jax.enable_x64():
+    model = MACE(config, rngs=nnx.Rngs(0))
+values = {"elements": (6,), "cutoff": 4.0, "scale": [1.0], "shift": [0.0]}
+potential = Potential(model, atomic_energies=[0.0], **values)
+atoms = bulk("C", "diamond", 3.6, cubic=True).repeat((3, 2, 2))
+atoms.rattle(0.1, seed=0)
+found = []
+for cores in (1, 2):
+    atoms.calc = copy.deepcopy(EqnetCalculator(potential, dtype="float64", cores=cores))
+    found.append((atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()))
+    shardings = jax.tree.leaves(atoms.calc._graph)[0].sharding
+    assert len(shardings.device_set) == cores, shardings
+for one, two in zip(*found):
+    np.testing.assert_allclose(two, one, rtol=1e-11, atol=1e-12)
+assert np.abs(found[0][1]).max() > 0.01
+"""
+
+
+def test_shared_atoms_give_the_same_numbers() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(len(jax.devices("cpu")) > 1, reason="JAX has several CPU devices here")
+def test_cores_that_cannot_be_had() -> None:
+    with pytest.raises(InputError, match="cores = 2: JAX has started with 1 CPU device"):
+        EqnetCalculator(morse_potential(), cores=2)
+    with pytest.raises(InputError, match="cores must be 1 or more, not 0"):
+        EqnetCalculator(morse_potential(), cores=0)
