@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -210,7 +212,8 @@ def _parts(program: Inference, work: Work) -> list[Part]:
     host = take_turns(
         {
             "neighbors": lambda: make_item(work.frame, potential.elements, potential.cutoff),
-            "packing": lambda: jax.device_put(pack([item], dtype=dtype)),
+            # the item keeps its layout, which atoms that have moved do not have
+            "packing": lambda: jax.device_put(pack([replace(item, _rows=None)], dtype=dtype)),
         },
         work.seconds,
     )
@@ -320,5 +323,8 @@ def _training_row(
 
 def peak_rss() -> int:
     """Most memory that this process has had, in bytes."""
+    with suppress(OSError, StopIteration):  # Linux; the other number begins with the parent's
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -72,7 +72,8 @@ def profile(
     times = {False: defaultdict(float), True: defaultdict(float)}
     for instruction, seconds in _seconds(compiled, arguments, calls).items():
         name = names.get(instruction, "")
-        times["transpose(" in name][part_of(name)] += 1e3 * seconds
+        scopes = name.rpartition("/")[0]  # the rest is the operation, which may be called alike
+        times["transpose(" in scopes][part_of(scopes)] += 1e3 * seconds
     counted = operations.count_by(part_of, function, *arguments)
     return [
         Part(part, times[False][part], times[True][part], counted.get(part, 0))
@@ -109,9 +110,10 @@ def _own_seconds(file: Path) -> Iterator[tuple[str, float]]:
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             events = [
-                (event.start_ns, event.start_ns + event.duration_ns, event.name)
+                (event.start_ns, event.start_ns + event.duration_ns, str(value))
                 for event in line.events
-                if any(key == "hlo_op" for key, _ in event.stats)
+                for key, value in event.stats
+                if key == "hlo_op"
             ]
             events.sort(key=lambda event: (event[0], -event[1]))
             open_: list[tuple[float, str]] = []

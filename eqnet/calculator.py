@@ -41,7 +41,7 @@ from eqnet.files import digest
 from eqnet.graph import AtomGraph
 from eqnet.model_file import load_with_examples
 from eqnet.potential import Potential
-from eqnet.replay import Example, Found, compare
+from eqnet.replay import Example, Found, compare, replay
 from eqnet.verlet_list import VerletList
 
 
@@ -98,6 +98,7 @@ class EqnetCalculator(Calculator):
         self.skin = float(skin)
         self.dtype = str(find_dtype(dtype))
         self.method = method
+        self.verify = verify
         self.cores = cores
         self._mesh = shared_cores(cores)
         self.device = find_device(device)
@@ -106,13 +107,15 @@ class EqnetCalculator(Calculator):
         if isinstance(model, Potential):
             self._prepare(model)
         else:
-            self._load(Path(model), verify=verify)
+            self._load(Path(model))
 
-    def _load(self, path: Path, *, verify: bool) -> None:
+    def _load(self, path: Path) -> None:
         with computing(self.device, double=self.dtype == "float64", what=f"loading {path}"):
-            potential, examples = load_with_examples(path, dtype=self.dtype, method=self.method)
+            potential, examples = load_with_examples(
+                path, dtype=self.dtype, method=self.method, wanted=self.verify
+            )
         self.path, self._digest = path.resolve(), digest(path)
-        self._prepare(potential, examples if verify else [])
+        self._prepare(potential, examples)
 
     def _prepare(self, potential: Potential, examples: Sequence[Example] = ()) -> None:
         """Weights on the device, compiled functions to come."""
@@ -131,7 +134,8 @@ class EqnetCalculator(Calculator):
             answer = nnx.merge(graphdef, weights).predict(graph, stress=stress)
             return answer.node_energy, answer.forces, answer.stress
 
-        self._predict = program(predict, static_argnames="stress")
+        with computing(self.device, double=self.dtype == "float64", what="a program"):
+            self._predict = program(predict, static_argnames="stress")
         self._forget()
 
     def _put(self, values: Any) -> Any:
@@ -235,16 +239,30 @@ class EqnetCalculator(Calculator):
         )
 
     def _replay(self, stress: bool) -> None:
-        """The examples in the shape of the structure at hand, if they fit: one compilation."""
+        """The examples by the program of the structure at hand; by one of theirs if it has no room.
+
+        Raises:
+            InputError: they give other numbers than where the model was trained, or none.
+        """
         examples = self._to_replay[stress]
         if not examples:
             return
-        # where the structure's own graph is: elsewhere would be another program
-        graphs = [self._put(self._list.beside(example.frame)) for example in examples]
-        sizes = [len(example.frame) for example in examples]
-        found = [self._run(g, n, stress) for g, n in zip(graphs, sizes, strict=True)]
-        where = self.path or "the model"
-        compare(self.potential, examples, found, dtype=self.dtype, path=where)
+        assert self.path is not None
+        options = {"dtype": self.dtype, "path": self.path}
+        try:
+            graphs = self._list.beside([example.frame for example in examples])
+            if graphs is None:
+                replay(self.potential, examples, **options)
+            else:
+                # where the structure's own graph is: elsewhere would be another program
+                sizes = [len(example.frame) for example in examples]
+                runs = zip(map(self._put, graphs), sizes, strict=True)
+                found = [self._run(graph, size, stress) for graph, size in runs]
+                compare(self.potential, examples, found, **options)
+        except InputError as error:
+            if str(error).startswith(str(self.path)):
+                raise
+            raise InputError(f"{self.path}: its examples cannot be replayed: {error}") from None
         self._to_replay[stress] = []
 
     def _explain(self, frame: Frame, numbers: Found) -> None:
@@ -284,7 +302,7 @@ class EqnetCalculator(Calculator):
             return
         if not self.path.is_file() or digest(self.path) != self._digest:
             raise InputError(f"{self.path}: the model file has gone or changed since the pickle")
-        self._load(self.path, verify=False)
+        self._load(self.path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EqnetCalculator:
         """A calculator of its own that shares weights and compiled programs with this one."""

@@ -17,19 +17,19 @@ def keep_compiled_programs() -> None:
     Programs are kept per kind of processor: those of another one may not run here, and a home may
     be shared. Before JAX is imported it is told by its environment variables.
     """
-    if FOLDER in os.environ:
+    jax = sys.modules.get("jax")
+    if FOLDER in os.environ or (jax and jax.config.values["jax_compilation_cache_dir"]):
         return
     folder = cache_folder(f"jax-{processor_key()}")
     if folder is None or not os.access(folder, os.W_OK | os.X_OK):  # then every start compiles
         return
-    if "jax" not in sys.modules:
+    if jax is None:
         os.environ[FOLDER] = str(folder)
         os.environ.setdefault(SECONDS, "0.5")
         return
-    import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if SECONDS not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        compilation_cache.reset_cache()  # or what was compiled before would have decided
+    compilation_cache.reset_cache()  # or what was compiled before would have decided

@@ -15,7 +15,7 @@ from flax import nnx
 
 from eqnet.graph import AtomGraph, displacements
 from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
-from eqnet.so3 import spherical_harmonics
+from eqnet.so3 import HIGHEST, spherical_harmonics
 
 # 1 / sqrt(E[silu(z)^2]), z ~ N(0, 1); digits of the Monte-Carlo estimate that e3nn uses, so that
 # weights trained there mean the same function here (the exact value is 1.67653).
@@ -100,6 +100,16 @@ class Linear(nnx.Module):
         return IrrepsArray.from_blocks(self.irreps_out, out)
 
 
+def perceptron(
+    x: jax.Array, matrices: Sequence[jax.Array], activation: Callable[[jax.Array], jax.Array] = silu
+) -> jax.Array:
+    """act(x M) ... M: the layers of an MLP, [..., n] -> [..., m]."""
+    *first, last = matrices
+    for matrix in first:
+        x = activation(jnp.matmul(x, matrix, precision=HIGHEST))
+    return jnp.matmul(x, last, precision=HIGHEST)
+
+
 class MLP(nnx.Module):
     """x -> act(x W / sqrt(n)) ... without biases: zero stays zero, so an envelope survives it.
 
@@ -129,10 +139,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., sizes[0]] -> [..., sizes[-1]]."""
-        *first, last = self.matrices
-        for matrix in first:
-            x = self.activation(x @ matrix)
-        return x @ last
+        return perceptron(x, self.matrices, self.activation)
 
 
 class Gate(nnx.Module):

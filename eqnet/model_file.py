@@ -166,23 +166,23 @@ def load(
         InputError: no such file, another format version, a damaged or foreign file, weights that do
             not fit the model, or replayed answers that differ (see `TOLERANCE`).
     """
-    potential, examples = load_with_examples(path, dtype=dtype, method=method)
+    potential, examples = load_with_examples(path, dtype=dtype, method=method, wanted=verify)
     if verify:
         replay(potential, examples, dtype=dtype, path=Path(path))
     return potential
 
 
 def load_with_examples(
-    path: str | os.PathLike[str], *, dtype: str, method: str
+    path: str | os.PathLike[str], *, dtype: str, method: str, wanted: bool
 ) -> tuple[Potential, list[Example]]:
-    """Open a model file without a replay; arguments and errors as of `load`."""
+    """Open a model file without a replay; errors as of `load`. Examples are read where wanted."""
     if dtype not in TOLERANCE:
         raise InputError(f"dtype {dtype!r}: choose from {', '.join(TOLERANCE)}")
     path = Path(path)
     members, description = _open(path)
     with jax.enable_x64(dtype == "float64"):
         potential = _build(path, description, _weights(path, members), dtype, method)
-    return potential, _examples(path, members)
+    return potential, _examples(path, members) if wanted else []
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:

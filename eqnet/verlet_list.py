@@ -19,10 +19,13 @@ from eqnet.data.items import Item, make_item, rows_per_atom
 from eqnet.data.packing import Shape, choose_slots, holds, make_shape, pack
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
+from eqnet.ops.apart import platform
 
-# Slots that may be computed in vain, all structures together, before a shape of its own is compiled
-# for one: some 10 s of a core both (64 channels). It never costs more than twice the best choice.
-COMPILATION = 500_000
+# Slots that may be computed in vain, all structures together, before a smaller shape is compiled:
+# some 10 s of a core both (64 channels, two layers); a GPU computes a hundred times as many.
+# Waiting so long never costs much more than twice the best choice.
+COMPILATION = {"cpu": 500_000}
+COMPILATION_ELSEWHERE = 50_000_000
 GROWTH = 2.0  # room for larger structures in a shape for many
 FAR = 5.0  # angstrom an atom may move when no pair can be missing; then float32 is centred anew
 
@@ -70,7 +73,7 @@ class VerletList:
             and bool(np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach**2)
         )
         self.in_vain += self.spare * holds_all
-        return holds_all and self.in_vain <= COMPILATION
+        return holds_all and (self.spare == 0 or self.in_vain <= compilation())
 
     def build(self, frame: Frame) -> AtomGraph:
         """Find the neighbours of `frame` and pack them.
@@ -91,11 +94,14 @@ class VerletList:
         self.builds += 1
         return self.graph
 
-    def beside(self, frame: Frame) -> AtomGraph:
-        """Another structure in the shape of the list, or in one of its own if it does not fit."""
-        item = make_item(frame, self.elements, self.cutoff)
-        shape = self.shape if fits(self.shape, item) else roomy(item)
-        return pack([item], shape, self.dtype)
+    def beside(self, frames: Sequence[Frame]) -> list[AtomGraph] | None:
+        """Other structures in the shape of the list; None if that is too small, or a waste."""
+        items = [make_item(frame, self.elements, self.cutoff) for frame in frames]
+        if len(items) * _size(self.shape) > compilation():
+            return None
+        if not all(fits(self.shape, item) for item in items):
+            return None
+        return [pack([item], self.shape, self.dtype) for item in items]
 
     def place(self, positions: np.ndarray) -> np.ndarray:
         """Positions [n, 3] of the structure as the graph wants them, [N, 3] in its precision."""
@@ -105,19 +111,34 @@ class VerletList:
 
     def _choose(self, item: Item, *, fine: bool) -> Shape:
         """A shape in use that fits, until the padding has cost a compilation; or a new one."""
-        own = roomy(item)
+        own = roomy(item) if fine else roomy(item, round_up(item.num_atoms, 2) / item.num_atoms)
         fitting = [shape for shape in self.shapes if fits(shape, item)]
+        chosen = own
         if fitting:
             best = min(fitting, key=_size)
-            self.spare = max(0, _size(best) - _size(own))
-            self.in_vain += self.spare
-            if self.in_vain <= COMPILATION or own in self.shapes:
-                return best
+            if self.in_vain + max(0, _size(best) - _size(own)) <= compilation():
+                chosen = best
         elif not fine:
-            own = roomy(item, GROWTH, beside=max(self.shapes, key=_size))
-        self.shapes.append(own)
-        self.spare = self.in_vain = 0
-        return own
+            chosen = roomy(item, GROWTH, beside=max(self.shapes, key=_size))
+        if chosen not in self.shapes:
+            self.shapes.append(chosen)
+            self.in_vain = 0
+        self.spare = max(0, _size(chosen) - _size(own))
+        self.in_vain += self.spare
+        return chosen
+
+
+def compilation() -> int:
+    """Slots that take as long to compute as a program takes to compile."""
+    return COMPILATION.get(platform(), COMPILATION_ELSEWHERE)
+
+
+def round_up(number: int, steps: int) -> int:
+    """The next size on a ladder with so many steps per doubling (a power of two)."""
+    if number <= steps:
+        return max(number, 1)
+    step = 2 ** ((number - 1).bit_length() - 1) // steps
+    return -(-number // step) * step
 
 
 def _complete(item: Item) -> bool:
@@ -148,7 +169,7 @@ def roomy(item: Item, growth: float = 1.0, beside: Shape | None = None) -> Shape
     if not item.frame.pbc.any():  # no images: an atom has at most all others as neighbours
         counts = np.minimum(counts, item.num_atoms - 1)
     slots, _ = choose_slots([counts])
-    atoms, rows, split = int(growth * item.num_atoms), 0, 1
+    atoms, rows, split = round(growth * item.num_atoms), 0, 1
     if beside is not None:
         atoms, slots = max(atoms, beside.atoms), max(slots, beside.slots)
         rows, split = beside.rows, beside.rows_per_atom

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -297,19 +298,28 @@ def test_replay_refuses_other_numbers(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_calculator_replays_before_its_first_answer(model: Path, tmp_path: Path) -> None:
-    """In one program with the structure that was asked for, with stress and without."""
-    frame = frames()[0]
-    atoms = Atoms(frame.numbers, positions=frame.positions)
-    atoms.calc = EqnetCalculator(model)
-    atoms.get_forces()
+    """With stress and without, in one program with the structure if that is large enough."""
+    small, *_ = frames()
+    atoms = Atoms(small.numbers, positions=small.positions)
+    large = Atoms("C40", positions=2.0 * np.argwhere(np.ones((4, 5, 2))))
+    for structure in (large, atoms):
+        structure.calc = EqnetCalculator(model)
+        structure.get_forces()
+        assert structure.calc.compilations == 1  # the other program is that of `load`
     weights = swapped(model, model__depth=np.array([0.45, 0.4, 0.47], np.float32))
     path = rewrite(model, tmp_path / "model.eqnet", weights_safetensors=weights)
     atoms.calc = EqnetCalculator(path)
     for _ in range(2):  # not only the first time
         with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
             atoms.get_forces()
+        with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
+            pickle.loads(pickle.dumps(atoms.calc)).get_forces(atoms)
+        large.calc = atoms.calc
+        with pytest.raises(InputError, match="example 0 of 3 gives other numbers"):
+            large.get_forces()
     atoms.calc = EqnetCalculator(path, verify=False)
     assert np.isfinite(atoms.get_forces()).all()
+    assert np.isfinite(pickle.loads(pickle.dumps(atoms.calc)).get_forces(atoms)).all()
 
     with zipfile.ZipFile(model) as file:
         entries = json.loads(file.read("examples.json"))
