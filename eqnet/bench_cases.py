@@ -38,7 +38,7 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
     def case(method: str) -> Case:
         return Case(
             product,
-            node_product or "",
+            _powers(product, node_product),
             method,
             lambda: model_file.load(path, dtype=dtype, method=method, verify=False),
             info["model"],

@@ -33,7 +33,8 @@ def check_outputs(paths: Mapping[str, str | None], suffixes: Mapping[str, Sequen
             continue
         path = Path(name)
         if path.suffix.lower() not in suffixes[option]:
-            raise InputError(f"--{option} {name}: the name must end with {suffixes[option][0]}")
+            known = " or ".join(suffixes[option])
+            raise InputError(f"--{option} {name}: the name must end with {known}")
         if path.is_dir() or not path.resolve().parent.is_dir():
             raise InputError(f"--{option} {name}: there is no such folder, make it first")
 

@@ -105,6 +105,11 @@ class EqnetCalculator(Calculator):
         self.path: Path | None = None
         self._digest = ""
         if isinstance(model, Potential):
+            if method != "default":
+                raise InputError(
+                    f"method {method!r} has no effect on a potential, whose methods are chosen: "
+                    "give the model file, or choose with eqnet.load(file, method=...)"
+                )
             self._prepare(model)
         else:
             self._load(Path(model))

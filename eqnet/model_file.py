@@ -259,17 +259,23 @@ def _build(
                 f"{outer} of the potential is {of_potential}"
             )
 
-    def construct() -> Potential:
+    def construct(method: str) -> Potential:
         return Potential(model_class(config, rngs=nnx.Rngs(0), method=method), **settings)
 
     try:
-        graphdef, state = nnx.split(nnx.eval_shape(construct))
+        shapes = nnx.eval_shape(lambda: construct("default"))
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError) as error:
         raise InputError(
             f"{path}: config.json does not describe a {name} model ({error})"
         ) from None
+    if method != "default":
+        try:
+            shapes = nnx.eval_shape(lambda: construct(method))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
+    graphdef, state = nnx.split(shapes)
     leaves = nnx.to_flat_state(state)
     expected = {_name(where): tuple(leaf.get_value().shape) for where, leaf in leaves}
     _check_weights(path, expected, weights)

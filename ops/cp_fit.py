@@ -169,6 +169,8 @@ def _step(
     direction = preconditioned(rest)
     size = first = _dot(rest, direction)
     for _ in range(CG_STEPS):
+        if size == 0.0:  # no slope to the last digit
+            break
         curved = normal_matrix(direction)
         length = size / _dot(direction, curved)
         step = [s + length * d for s, d in zip(step, direction, strict=True)]

@@ -170,7 +170,10 @@ def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
     for line in cells:
         table.add_row(*(line[name] for name in columns))
     words = f"{first['structure']}: {first['atoms']} atoms, {first['edges']} edges, "
-    console.print(words + first["dtype"], markup=False, highlight=False)
+    words += first["dtype"]
+    if "train_batch_size" in first:
+        words += f"; training on {first['train_batch_size']} structures at a time"
+    console.print(words, markup=False, highlight=False)
     console.print(table)
     for row in rows:
         if row["library"] != "eqnet":
@@ -201,6 +204,7 @@ def _cells(row: dict[str, Any], time: str) -> dict[str, str]:
     def shown(key: str, form: str, factor: float = 1.0) -> str:
         return form.format(factor * row[key]) if key in row else ""
 
+    trained = "train_structures_per_cpu_s" if time == "cpu_ms_min" else "train_structures_per_s"
     return {
         "library": row["library"],
         "product": row["product"],
@@ -213,7 +217,7 @@ def _cells(row: dict[str, Any], time: str) -> dict[str, str]:
         "temp MB": shown("temporary_mb", "{:.1f}"),
         "MB": f"{row['peak_rss_mb']:.0f}",
         "weights": str(row["parameters"]),
-        "train structures/s": shown("train_structures_per_s", "{:.1f}"),
+        "train structures/s": shown(trained, "{:.1f}"),
         "train ratio": shown("train_ratio", "{:.2f}"),
     }
 

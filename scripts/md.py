@@ -64,6 +64,8 @@ class MdOptions:
     """Steps between rows of the log."""
     skin: float = 0.3
     """Angstrom added to the cutoff when neighbours are searched; results do not depend on it."""
+    method: str = "default"
+    """How the tensor products are computed: default, auto for the fastest here, or a name."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model; motion and energies are float64 always."""
     device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
@@ -140,7 +142,7 @@ def _prepare(options: MdOptions) -> Simulation:
         raise InputError(f"{options.structure} has no velocities; use --velocities draw")
     device = find_device(options.device)
     with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
-        potential = load(options.model, dtype=options.dtype)
+        potential = load(options.model, dtype=options.dtype, method=options.method)
     langevin = options.ensemble == "langevin"
     return Simulation(
         potential,

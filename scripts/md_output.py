@@ -15,6 +15,8 @@ from rich.table import Table
 from eqnet.errors import InputError
 from eqnet.simulate import Block, Simulation, drift
 
+LOUD = 10.0  # meV/atom of fluctuation, a hundred times that of a sound run
+
 LINE_SECONDS = 10.0  # between lines when the output is no terminal
 
 
@@ -118,6 +120,10 @@ class Screen:
         what = "conserved energy" if simulation.ensemble == "langevin" else "total energy"
         rate, noise = drift(times, energies, atoms)
         table.add_row(what, f"drift {rate:.4f} meV/atom/ps, fluctuation {noise:.4f} meV/atom")
+        if noise > LOUD:
+            table.add_row(
+                "", "it is not conserved: take a shorter --time_step, and look at the frames"
+            )
         day = self.speed() * simulation.time_step * 86400e-6
         table.add_row("speed", f"{self.speed():.1f} steps/s, {day:.2f} ns/day")
         counts = f"{simulation.compilations} compilations, {simulation.rebuilds} neighbour searches"

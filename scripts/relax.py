@@ -47,6 +47,8 @@ class RelaxOptions:
     """Optimiser: bfgs for few atoms, lbfgs for many, fire for rough beginnings."""
     steps: int = 1000
     """Most steps."""
+    method: str = "default"
+    """How the tensor products are computed: default, auto for the fastest here, or a name."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the model; float32 is faster and good to about 0.001 eV/A."""
     device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
@@ -80,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     from eqnet.calculator import EqnetCalculator
 
-    atoms.calc = EqnetCalculator(options.model, device=options.device, dtype=options.dtype)
+    atoms.calc = EqnetCalculator(
+        options.model, device=options.device, dtype=options.dtype, method=options.method
+    )
     return _relax(options, atoms, output, trajectory)
 
 

@@ -362,6 +362,11 @@ def test_bad_options() -> None:
         EqnetCalculator(POTENTIAL, device="cpu:99")
 
 
+def test_a_potential_has_its_methods() -> None:
+    with pytest.raises(InputError, match="method 'dense' has no effect on a potential"):
+        EqnetCalculator(POTENTIAL, method="dense")
+
+
 def test_threads_share_a_calculator() -> None:
     calculator = EqnetCalculator(POTENTIAL, dtype="float64", skin=0.2)
     structures = [ethanol(seed) for seed in range(4)] + [crystal(seed) for seed in range(2)]

@@ -146,6 +146,15 @@ def test_terms_do_not_cancel_where_the_best_fit_has_no_limit() -> None:
     assert factors.cancellation(tensor) <= LARGEST_SUM
 
 
+def test_a_fit_that_has_no_slope_left() -> None:
+    """One term of a tensor that is one term: the first step is the last."""
+    one = np.ones((1, 1))
+    residual = np.zeros((1, 1, 1))
+    step, decrease = _step(residual, [one, one, one], 1e-3, 1e-3)
+    assert decrease == 0.0
+    assert all((s == 0).all() for s in step)
+
+
 def test_fits_are_deterministic_and_keep_their_basin_under_rounding() -> None:
     """Noise in the last digits of the tensor, as of another processor, changes the last digits."""
     rng = np.random.default_rng(0)

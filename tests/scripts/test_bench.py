@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from eqnet import model_file
+from eqnet.errors import InputError
 from eqnet.models import MACE, MACEConfig
 from eqnet.ops import choose
 from eqnet.potential import Potential
@@ -199,7 +200,10 @@ def test_methods_of_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["rows", "dense"]
     assert "train_structures_per_s" not in rows[0]
-    assert run("bench", ["model", path, "--methods", "rows,fft"]) == 2
+    for method in ("rows,fft", "nonsense"):
+        assert run("bench", ["model", path, "--methods", method]) == 2
+    with pytest.raises(InputError, match="model.eqnet: clebsch_gordan has no method 'fast'; it"):
+        model_file.load(path, method="fast")
     assert "clebsch_gordan has default, auto, rows" in capsys.readouterr().err
 
 

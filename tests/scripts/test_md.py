@@ -65,6 +65,15 @@ def test_nve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.ptp([row["total_eV"] for row in log]) < 1e-2
     out = capsys.readouterr().out
     assert "drift" in out and "meV/atom/ps" in out and "ethanol_md.csv" in out
+    assert "not conserved" not in out
+
+
+def test_energy_that_is_not_conserved_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["model.eqnet", "ethanol.xyz", "--steps", "40", "--time_step", "20"]
+    assert main(argv) == 0
+    assert "not conserved: take a shorter --time_step" in capsys.readouterr().out
 
 
 def test_langevin_to_xyz_and_on_with_its_velocities(folder: Path) -> None:
