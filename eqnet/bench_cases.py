@@ -17,9 +17,10 @@ from eqnet.data.items import make_items
 from eqnet.data.neighbors import average_num_neighbors
 from eqnet.errors import InputError
 from eqnet.model_choice import config_class_of, default_of, make_config, model_options
+from eqnet.model_options import ModelOptions
 from eqnet.models import MODELS
 from eqnet.ops import POWERS, PRODUCTS, kernels, power_class
-from eqnet.options import ModelOptions, TrainOptions
+from eqnet.options import TrainOptions
 from eqnet.potential import Potential
 
 
@@ -73,11 +74,11 @@ def of_configuration(
     """
     config_class = config_class_of(options.model)
     given = model_options(TrainOptions(model=options))
-    given["elements"] = tuple(sorted({int(z) for frame in frames for z in frame.numbers}))
+    elements = tuple(sorted({int(z) for frame in frames for z in frame.numbers}))
     cutoff = given.get("r_max", default_of(config_class, "r_max"))
-    items = make_items(frames[:20], given["elements"], cutoff)
-    given["avg_num_neighbors"] = average_num_neighbors([item.neighbors for item in items])
-    if not given["avg_num_neighbors"]:
+    items = make_items(frames[:20], elements, cutoff)
+    neighbors = average_num_neighbors([item.neighbors for item in items])
+    if not neighbors:
         raise InputError(f"no atom has a neighbour within r_max = {cutoff} A: raise --r_max")
     names = [given.get("product", default_of(config_class, "product"))]
     if products is not None:
@@ -89,7 +90,7 @@ def of_configuration(
         powers = given.get("node_product", "") if "node_product" in _fields(config_class) else None
         values = given | {"product": product}
         for method in _methods(product, powers, methods):
-            config = make_config(config_class, values)
+            config = make_config(config_class, values, elements=elements, neighbors=neighbors)
             make = _maker(options, config, method, dtype)
             settings = (options.model, asdict(config), options.pair_repulsion)
             cases.append(Case(product, _powers(product, powers), method, make, *settings))

@@ -190,9 +190,7 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
             f"no atom of the training structures has a neighbour within r_max = {r_max} A; "
             "raise --r_max"
         )
-    config = make_config(
-        config_class, chosen | {"elements": elements, "avg_num_neighbors": neighbors}
-    )
+    config = make_config(config_class, chosen, elements=elements, neighbors=neighbors)
     options = _resolve_length(options, len(frames["train"]), config)
     return Experiment(
         options=options,
@@ -372,7 +370,8 @@ def _resolve_length(options: TrainOptions, structures: int, config: Any) -> Trai
         values |= {name: None for name in ("num_channels", "max_L", "parity") if name in values}
     elif "hidden_irreps" in values:
         values["hidden_irreps"] = None
-    values["rank"] = values.get("rank") or None  # of a Config 0 is an exact product
+    if hasattr(config, "rank"):
+        values["rank"] = config.rank or None  # of a Config 0 is an exact product
     epochs = run.max_num_epochs
     if epochs is None:
         epochs = -(-(run.max_num_steps or DEFAULT_STEPS) // per_epoch)

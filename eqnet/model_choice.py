@@ -9,7 +9,8 @@ from typing import Any
 from eqnet.errors import InputError
 from eqnet.options import TrainOptions
 
-NOT_OF_THE_MODEL = ("model", "method", "pair_repulsion")  # model options that no Config has
+# options of the model that no Config has
+NOT_OF_THE_MODEL = ("model", "preset", "method", "pair_repulsion")
 
 
 def config_class_of(name: str) -> type:
@@ -24,14 +25,14 @@ def config_class_of(name: str) -> type:
 
 
 def model_options(options: TrainOptions) -> dict[str, Any]:
-    """Options of the model that were set.
+    """Options of the model that were set, by hand or by the preset.
 
     Raises:
-        InputError: the model is unknown or does not have one of them.
+        InputError: the model is unknown, or does not have one of them or the preset.
     """
     config_class = config_class_of(options.model.model)
     known = {field.name for field in dataclasses.fields(config_class)}
-    chosen = {}
+    chosen = preset_of(config_class, options.model.preset)
     for field in dataclasses.fields(options.model):
         value = getattr(options.model, field.name)
         if field.name in NOT_OF_THE_MODEL or value is None:
@@ -44,8 +45,30 @@ def model_options(options: TrainOptions) -> dict[str, Any]:
     return chosen
 
 
-def make_config(config_class: type, values: dict[str, Any]) -> Any:
-    """The configuration of the model; mistakes in irreps and names become InputErrors."""
+def preset_of(config_class: type, name: str | None) -> dict[str, Any]:
+    """The values of a preset, `config_class.PRESETS[name]`; none without a name."""
+    if name is None:
+        return {}
+    presets = config_class.PRESETS
+    if name not in presets:
+        raise InputError(f"there is no --preset {name}; there are {', '.join(presets)}")
+    return dict(presets[name])
+
+
+def make_config(
+    config_class: type, values: dict[str, Any], *, elements: tuple[int, ...], neighbors: float
+) -> Any:
+    """The configuration of the model; mistakes in irreps and names become InputErrors.
+
+    Args:
+        config_class: of the model.
+        values: of its options.
+        elements: atomic numbers, ascending.
+        neighbors: of an atom on average, for models that divide by it.
+    """
+    values = values | {"elements": elements}
+    if any(field.name == "avg_num_neighbors" for field in dataclasses.fields(config_class)):
+        values["avg_num_neighbors"] = neighbors
     try:
         config = config_class(**values)
         config.irreps()

@@ -15,14 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from eqnet.errors import InputError
-
-
-def _default(text: str, metavar: str | None = None) -> Any:
-    """How `--help` shows an option whose default depends on others."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
-
-
-_MODEL = "the model's"
+from eqnet.model_options import ModelOptions, default
 
 
 @dataclass(frozen=True)
@@ -30,84 +23,36 @@ class DataOptions:
     """Structures, labels and their split."""
 
     train_file: Annotated[
-        str | None, tyro.conf.Positional, _default("the built-in example", "FILE")
+        str | None, tyro.conf.Positional, default("the built-in example", "FILE")
     ] = None
     """Labelled structures: extxyz or anything ASE reads (eV, angstrom)."""
-    valid_file: Annotated[str | None, _default("a part of FILE", "FILE")] = None
+    valid_file: Annotated[str | None, default("a part of FILE", "FILE")] = None
     """Validation structures."""
-    test_file: Annotated[str | None, _default("a part of FILE, or none", "FILE")] = None
+    test_file: Annotated[str | None, default("a part of FILE, or none", "FILE")] = None
     """Test structures; their errors end the run."""
-    num_train: Annotated[int | None, _default("the rest", "INT")] = None
+    num_train: Annotated[int | None, default("the rest", "INT")] = None
     """Training structures drawn from FILE."""
-    num_valid: Annotated[int | None, _default("by fraction", "INT")] = None
+    num_valid: Annotated[int | None, default("by fraction", "INT")] = None
     """Validation structures drawn from FILE."""
-    valid_fraction: Annotated[float | None, _default("0.1", "FLOAT")] = None
+    valid_fraction: Annotated[float | None, default("0.1", "FLOAT")] = None
     """Validation structures drawn from FILE, as a fraction."""
-    num_test: Annotated[int | None, _default("0", "INT")] = None
+    num_test: Annotated[int | None, default("0", "INT")] = None
     """Test structures drawn from FILE."""
-    test_fraction: Annotated[float | None, _default("0", "FLOAT")] = None
+    test_fraction: Annotated[float | None, default("0", "FLOAT")] = None
     """Test structures drawn from FILE, as a fraction."""
-    split_file: Annotated[str | None, _default("a random split", "FILE")] = None
+    split_file: Annotated[str | None, default("a random split", "FILE")] = None
     """JSON file with indices of frames of FILE: {"train": [...], "valid": [...], "test": [...]}."""
-    energy_key: Annotated[str | None, _default("found", "KEY")] = None
+    energy_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the energy in the file."""
-    forces_key: Annotated[str | None, _default("found", "KEY")] = None
+    forces_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the forces in the file."""
-    stress_key: Annotated[str | None, _default("found", "KEY")] = None
+    stress_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the stress in the file (ASE sign, eV/A^3)."""
-    virials_key: Annotated[str | None, _default("found", "KEY")] = None
+    virials_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the virials in the file (eV)."""
     E0s: str = "auto"
     """Energies of isolated atoms: auto, isolated (from IsolatedAtom frames), average,
     least_squares, or given in eV as "{1: -13.6, 8: -2041.8}"."""
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
-
-    model: str = "mace"
-    """Architecture: mace or nequip."""
-    r_max: Annotated[float | None, _default(_MODEL, "FLOAT")] = None
-    """Cutoff radius in angstrom."""
-    num_channels: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Channels of every irrep."""
-    max_L: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Largest degree of the messages between layers."""
-    hidden_irreps: Annotated[str | None, _default(_MODEL, "IRREPS")] = None
-    """Irreps between layers, as "64x0e+64x1o"; instead of num_channels and max_L."""
-    max_ell: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Largest degree of the spherical harmonics of the edges."""
-    correlation: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Order of the symmetric contraction (body order less one)."""
-    num_interactions: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Message-passing layers."""
-    num_radial_basis: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Radial basis functions."""
-    num_cutoff_basis: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Order of the polynomial cutoff."""
-    radial_MLP: Annotated[tuple[int, ...] | None, _default(_MODEL, "INT INT ...")] = None
-    """Hidden layers of the radial network."""
-    MLP_channels: Annotated[int | None, _default(_MODEL, "INT")] = None
-    """Channels of the last readout."""
-    first_residual: Annotated[bool | None, _default(_MODEL, "/ --no_first_residual")] = None
-    """Whether the first layer has a residual connection."""
-    product: Annotated[str | None, _default(_MODEL, "NAME")] = None
-    """Tensor product of the messages; docs/tensor_products.md says which there are."""
-    node_product: Annotated[str | None, _default("as product", "NAME")] = None
-    """Tensor product of the many-body features of an atom."""
-    rank: Annotated[int | None, _default("exact", "INT")] = None
-    """Rank of the product cp; below the exact rank it is equivariant up to a stated error."""
-    method: str = "default"
-    """How the products are computed: default, auto (the fastest here, timed once) or a name."""
-    parity: Annotated[bool | None, _default(_MODEL, "/ --no_parity")] = None
-    """Whether features between layers have both parities of every degree."""
-    residual: Annotated[bool | None, _default(_MODEL, "/ --no_residual")] = None
-    """Whether a layer adds its input to its output."""
-    layer_norm: Annotated[bool | None, _default(_MODEL, "/ --no_layer_norm")] = None
-    """Whether the input of a layer is normalised."""
-    pair_repulsion: bool = False
-    """Add the ZBL repulsion of the nuclei at short range."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +61,13 @@ class LossOptions:
 
     loss: Literal["mse", "huber", "l1"] = "l1"
     """Measure of the errors; l1 takes the length of the error of a force, the others components."""
-    huber_delta: Annotated[float | None, _default("0.01 with huber", "FLOAT")] = None
+    huber_delta: Annotated[float | None, default("0.01 with huber", "FLOAT")] = None
     """Error at which huber turns from quadratic to linear (eV/atom, eV/A, eV/A^3)."""
-    energy_weight: Annotated[float | None, _default("5 with l1, else 1", "FLOAT")] = None
+    energy_weight: Annotated[float | None, default("5 with l1, else 1", "FLOAT")] = None
     """Weight of the energy per atom."""
-    forces_weight: Annotated[float | None, _default("10 with l1, else 100", "FLOAT")] = None
+    forces_weight: Annotated[float | None, default("10 with l1, else 100", "FLOAT")] = None
     """Weight of the forces."""
-    stress_weight: Annotated[float | None, _default("with stress: 50 with l1, else 1", "FLOAT")] = (
+    stress_weight: Annotated[float | None, default("with stress: 50 with l1, else 1", "FLOAT")] = (
         None
     )
     """Weight of the stress."""
@@ -134,21 +79,21 @@ class StageTwoOptions:
 
     stage_two: bool = False
     """Train a second stage."""
-    start_stage_two: Annotated[int | None, _default("after 3/4 of the epochs", "EPOCH")] = None
+    start_stage_two: Annotated[int | None, default("after 3/4 of the epochs", "EPOCH")] = None
     """Epochs before the second stage."""
-    stage_two_energy_weight: Annotated[float | None, _default("50 with l1, else 1000", "FLOAT")] = (
+    stage_two_energy_weight: Annotated[float | None, default("50 with l1, else 1000", "FLOAT")] = (
         None
     )
     """Weight of the energy per atom in the second stage."""
-    stage_two_forces_weight: Annotated[float | None, _default("10 with l1, else 100", "FLOAT")] = (
+    stage_two_forces_weight: Annotated[float | None, default("10 with l1, else 100", "FLOAT")] = (
         None
     )
     """Weight of the forces in the second stage."""
     stage_two_stress_weight: Annotated[
-        float | None, _default("with stress: 50 with l1, else 10", "FLOAT")
+        float | None, default("with stress: 50 with l1, else 10", "FLOAT")
     ] = None
     """Weight of the stress in the second stage."""
-    stage_two_lr: Annotated[float | None, _default("lr / 10", "FLOAT")] = None
+    stage_two_lr: Annotated[float | None, default("lr / 10", "FLOAT")] = None
     """Learning rate at the start of the second stage."""
 
 
@@ -160,26 +105,26 @@ class OptimizerOptions:
     """Optimiser; muon orthogonalises the updates of matrices and leaves the rest to adam."""
     lr: float = 0.01
     """Learning rate."""
-    weight_decay: Annotated[float | None, _default("0, with adamw 0.01", "FLOAT")] = None
+    weight_decay: Annotated[float | None, default("0, with adamw 0.01", "FLOAT")] = None
     """Decoupled decay (times lr) of weights with two or more axes."""
     clip_grad: float = 10.0
     """Largest norm of the gradient of all weights; 0 for no limit."""
     ema: bool = True
     """Validate and keep an exponential moving average of the weights."""
-    ema_decay: Annotated[float | None, _default("0.99", "FLOAT")] = None
+    ema_decay: Annotated[float | None, default("0.99", "FLOAT")] = None
     """Decay of the average per step; min(decay, (1 + step) / (10 + step)), so that short runs
     forget their start."""
     scheduler: Literal["cosine", "plateau", "exponential", "constant"] = "cosine"
     """Course of the learning rate within a stage."""
     warmup_steps: int = 0
     """Steps of linear growth of the learning rate at the start."""
-    lr_final: Annotated[float | None, _default("0.01 with cosine", "FLOAT")] = None
+    lr_final: Annotated[float | None, default("0.01 with cosine", "FLOAT")] = None
     """End of the cosine as a fraction of lr."""
-    lr_factor: Annotated[float | None, _default("0.8 with plateau", "FLOAT")] = None
+    lr_factor: Annotated[float | None, default("0.8 with plateau", "FLOAT")] = None
     """Factor of the learning rate at a plateau of the validation loss."""
-    scheduler_patience: Annotated[int | None, _default("50 with plateau", "EPOCHS")] = None
+    scheduler_patience: Annotated[int | None, default("50 with plateau", "EPOCHS")] = None
     """Epochs without improvement that make a plateau."""
-    lr_scheduler_gamma: Annotated[float | None, _default("0.9993 with exponential", "FLOAT")] = None
+    lr_scheduler_gamma: Annotated[float | None, default("0.9993 with exponential", "FLOAT")] = None
     """Factor of the learning rate per epoch."""
 
 
@@ -187,7 +132,7 @@ class OptimizerOptions:
 class RunOptions:
     """Length of the run, batches, device and where the results go."""
 
-    name: Annotated[str | None, _default("of FILE", "NAME")] = None
+    name: Annotated[str | None, default("of FILE", "NAME")] = None
     """Name of the run and of its model."""
     work_dir: str = "runs"
     """Folder of the runs; the run is in WORK_DIR/NAME. The same command again goes on with it."""
@@ -195,15 +140,15 @@ class RunOptions:
     """Seed of weights, split and order of the data."""
     batch_size: int = 5
     """Structures per step."""
-    valid_batch_size: Annotated[int | None, _default("4 times batch_size", "INT")] = None
+    valid_batch_size: Annotated[int | None, default("4 times batch_size", "INT")] = None
     """Structures per step of the validation."""
-    max_num_epochs: Annotated[int | None, _default("as many as make 20000 steps", "INT")] = None
+    max_num_epochs: Annotated[int | None, default("as many as make 20000 steps", "INT")] = None
     """Passes through the training structures."""
-    max_num_steps: Annotated[int | None, _default("no limit", "INT")] = None
+    max_num_steps: Annotated[int | None, default("no limit", "INT")] = None
     """End after so many steps, even within an epoch."""
-    max_minutes: Annotated[float | None, _default("no limit", "FLOAT")] = None
+    max_minutes: Annotated[float | None, default("no limit", "FLOAT")] = None
     """Wall-clock limit: end cleanly with what has been reached. Does not change the schedule."""
-    patience: Annotated[int | None, _default("no limit", "EPOCHS")] = None
+    patience: Annotated[int | None, default("no limit", "EPOCHS")] = None
     """End (or begin the second stage) after so many epochs without a better validation loss."""
     eval_interval: int = 1
     """Epochs between validations."""
@@ -211,9 +156,9 @@ class RunOptions:
     """Seconds between checkpoints; the numbers of a resumed run do not depend on it."""
     default_dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and arithmetic on the device."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to train on."""
-    wandb_project: Annotated[str | None, _default("off", "NAME")] = None
+    wandb_project: Annotated[str | None, default("off", "NAME")] = None
     """Also send the metrics to this project of Weights & Biases (needs the extra `wandb`)."""
 
 

@@ -9,6 +9,7 @@ that of mace-torch 0.3's ScaleShiftMACE; scale, shift and isolated-atom energies
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,12 @@ class MACEConfig:
     product: str = "clebsch_gordan"
     node_product: str = ""
     rank: int = 0
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"num_channels": 32, "max_L": 0},
+        "medium": {"num_channels": 64, "max_L": 1},
+        "large": {"num_channels": 128, "max_L": 2},
+    }
 
     def irreps(self) -> Irreps:
         """Irreps of the node features between layers."""

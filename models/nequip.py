@@ -12,6 +12,7 @@ The energy of an atom is a linear map of the even scalars of the last layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,12 @@ class NequIPConfig:
     layer_norm: bool = False
     product: str = "clebsch_gordan"
     rank: int = 0
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"num_channels": 16, "max_L": 1, "max_ell": 1, "num_interactions": 3},
+        "medium": {"num_channels": 32, "max_L": 2, "max_ell": 2, "num_interactions": 4},
+        "large": {"num_channels": 64, "max_L": 3, "max_ell": 3, "num_interactions": 5},
+    }
 
     def irreps(self) -> Irreps:
         """Irreps of the node features between layers.

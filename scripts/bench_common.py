@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SUFFIXES = {"csv": (".csv",), "json": (".json",), "plot": (".png", ".svg", ".pdf")}
-
-
-def default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option whose default depends on others."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 def chosen(text: str | None, known: Sequence[str], option: str) -> list[str]:

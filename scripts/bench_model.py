@@ -14,8 +14,9 @@ import tyro
 from eqnet.bench_machine import use_cores
 from eqnet.bench_report import check_outputs
 from eqnet.errors import InputError
-from eqnet.options import ModelOptions, TrainOptions, check
-from eqnet.scripts.bench_common import SUFFIXES, check_positive, default, wide_console, write
+from eqnet.model_options import ModelOptions, default
+from eqnet.options import TrainOptions, check
+from eqnet.scripts.bench_common import SUFFIXES, check_positive, wide_console, write
 
 if TYPE_CHECKING:
     from rich.console import Console

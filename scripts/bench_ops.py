@@ -9,14 +9,8 @@ from typing import Annotated, Any, Literal
 from eqnet.bench_machine import use_cores
 from eqnet.bench_report import check_outputs
 from eqnet.errors import InputError
-from eqnet.scripts.bench_common import (
-    SUFFIXES,
-    check_positive,
-    chosen,
-    default,
-    wide_console,
-    write,
-)
+from eqnet.model_options import default
+from eqnet.scripts.bench_common import SUFFIXES, check_positive, chosen, wide_console, write
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from eqnet.bench_machine import use_cores
 from eqnet.bench_report import check_outputs
 from eqnet.errors import InputError
+from eqnet.model_options import default
 from eqnet.options import TrainOptions, check, resolve_choices
-from eqnet.scripts.bench_common import SUFFIXES, check_positive, default, wide_console, write
+from eqnet.scripts.bench_common import SUFFIXES, check_positive, wide_console, write
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from eqnet.errors import InputError
-from eqnet.scripts.bench_common import check_positive, default
+from eqnet.model_options import default
+from eqnet.scripts.bench_common import check_positive
 
 if TYPE_CHECKING:
     from rich.table import Table

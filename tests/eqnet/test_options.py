@@ -97,4 +97,19 @@ def test_every_option_of_a_model_can_be_set() -> None:
     of_models = {
         field.name for config, _ in MODELS.values() for field in dataclasses.fields(config)
     }
-    assert of_models - derived == known - {"model", "method", "pair_repulsion"}
+    assert of_models - derived == known - {"model", "preset", "method", "pair_repulsion"}
+
+
+def test_presets_are_options_of_their_model_and_what_is_set_wins() -> None:
+    from eqnet.model_choice import config_class_of, model_options
+    from eqnet.models import MODELS
+
+    for name in MODELS:
+        for preset, values in config_class_of(name).PRESETS.items():
+            options = TrainOptions().replace({"model": name, "preset": preset})
+            assert model_options(options) == values
+            option, _ = next(iter(values.items()))
+            assert model_options(options.replace({option: 7}))[option] == 7
+        assert list(config_class_of(name).PRESETS) == ["small", "medium", "large"]
+    with pytest.raises(InputError, match="no --preset huge; there are small"):
+        model_options(TrainOptions().replace({"preset": "huge"}))
