@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqnet.errors import InputError
 from eqnet.ops.apart import platform
-from eqnet.ops.convolution import ROWS
+from eqnet.ops.blocks import ROWS
 
 Device = Any  # jax.Device, which is no type to type checkers
 PRECISIONS = ("float32", "float64")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.edge_frame import check_direction, direction, polar_coefficients
 from eqnet.ops.product import Declaration, Kernel
 from eqnet.ops.so2_edges import so2
+from eqnet.ops.so2_orders import Group, Order, is_natural, meetings
 from eqnet.so3 import spherical_harmonics
 
 
@@ -58,22 +59,6 @@ def path_table(l1: int, l3: int) -> np.ndarray:
     return counts[:, None] * mixing_table(l1, l3).T / (2 * l3 + 1)
 
 
-class Order(NamedTuple):
-    """The matrix product of one |m|.
-
-    Attributes:
-        m: |m|.
-        inputs: blocks of the left irreps.
-        outputs: blocks of the output.
-        matrices: 1, or 2 where each pair of irreps has both W1 and W2.
-    """
-
-    m: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    matrices: int
-
-
 @dataclass(frozen=True)
 class SO2:
     """A convolution that mixes channels, by one matrix for each order in the frame of the edge.
@@ -98,16 +83,12 @@ class SO2:
     irreps_right: Irreps
     irreps_target: Irreps
     m_max: int | None = None
-    group: Literal["O3", "SO3"] = "O3"
+    group: Group = "O3"
 
     kernels: ClassVar[dict[str, Kernel]] = {"so2": so2}
 
     def __post_init__(self) -> None:
         check_direction(self.irreps_right)
-        if self.group not in ("O3", "SO3"):
-            raise ValueError(f"the group is 'O3' or 'SO3', not {self.group!r}")
-        if self.m_max is not None and self.m_max < 0:
-            raise ValueError(f"m_max is the highest |m| to keep, 0 or more, not {self.m_max}")
         if not self.irreps_out:
             raise ValueError(
                 f"no order |m| of {self.irreps_left} leads to {self.irreps_target} in {self.group}"
@@ -115,23 +96,11 @@ class SO2:
 
     def is_natural(self, irrep: Irrep) -> bool:
         """Whether m = 0 keeps its sign in mirrors that contain the edge; 'SO3' has no mirrors."""
-        return self.group == "SO3" or irrep.p == (-1) ** irrep.l
+        return is_natural(irrep, self.group)
 
     def _orders(self, irreps_out: Irreps) -> tuple[Order, ...]:
-        left, out = [ir for _, ir in self.irreps_left], [ir for _, ir in irreps_out]
-        found = []
-        # mirrors that contain the edge keep natural irreps apart from the others at m = 0
-        for natural in (True, False):
-            same = [
-                tuple(n for n, ir in enumerate(irreps) if self.is_natural(ir) == natural)
-                for irreps in (left, out)
-            ]
-            found.append(Order(0, same[0], same[1], 1))
-        highest = max(ir.l for ir in left + out) if self.m_max is None else self.m_max
-        for m in range(1, highest + 1):
-            high = [tuple(n for n, ir in enumerate(ls) if ir.l >= m) for ls in (left, out)]
-            found.append(Order(m, high[0], high[1], 2 if self.group == "SO3" else 1))
-        return tuple(order for order in found if order.inputs and order.outputs)
+        left, out = ([ir for _, ir in irreps] for irreps in (self.irreps_left, irreps_out))
+        return meetings(left, out, self.m_max, self.group)
 
     @cached_property
     def irreps_out(self) -> Irreps:

@@ -10,17 +10,14 @@ import jax.numpy as jnp
 from eqnet.irreps import IrrepsArray
 from eqnet.ops.edge_frame import rotations, sum_turned
 from eqnet.ops.small_matrices import turn
-from eqnet.so3 import HIGHEST
+from eqnet.ops.so2_orders import Order, mix
 
 if TYPE_CHECKING:
-    from eqnet.ops.so2 import SO2, Order
+    from eqnet.ops.so2 import SO2
 
 
 def components(z: jax.Array, m: int, natural: bool) -> jax.Array:
     """The complex number x[+m] + i x[-m] of each channel, times i if the irrep is not natural.
-
-    A roll about the edge is a phase; a mirror that contains the edge, with this factor, is complex
-    conjugation: maps that commute with both are real matrices.
 
     Args:
         z: [edges, 2 l + 1, C] in the frame of the edge.
@@ -35,15 +32,6 @@ def components(z: jax.Array, m: int, natural: bool) -> jax.Array:
     if m == 0:
         return plus[:, None]
     return jnp.stack([plus, minus] if natural else [-minus, plus], axis=1)
-
-
-def mix(z: jax.Array, matrices: jax.Array) -> jax.Array:
-    """[edges, 1 or 2, inputs] times real W1, or complex W1 + i W2: [edges, 1 or 2, outputs]."""
-    cosine = jnp.einsum("nsi,io->nso", z, matrices[0], precision=HIGHEST)
-    if matrices.shape[0] == 1:
-        return cosine
-    sine = jnp.einsum("nsi,io->nso", z, matrices[1], precision=HIGHEST)
-    return cosine + jnp.stack([-sine[:, 1], sine[:, 0]], axis=1)
 
 
 def so2(

@@ -17,7 +17,7 @@ import pytest
 from graphs import Structure, make_graph
 
 from eqnet.irreps import IrrepsArray, regrouped, spherical_irreps
-from eqnet.ops import PRODUCTS, convolution, measures
+from eqnet.ops import PRODUCTS, blocks, convolution, measures
 from eqnet.ops.cartesian import Cartesian
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.convolution import Convolution
@@ -200,7 +200,7 @@ class Problem:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The convolution works on several blocks of edges, the last one filled up."""
-    monkeypatch.setattr(convolution, "EDGES_AT_A_TIME", {"cpu": 24})
+    monkeypatch.setattr(blocks, "EDGES_AT_A_TIME", {"cpu": 24})
     monkeypatch.setattr(convolution, "KEPT_BYTES", 0)
 
 
