@@ -124,8 +124,7 @@ class EqnetCalculator(Calculator):
 
     def _prepare(self, potential: Potential, examples: Sequence[Example] = ()) -> None:
         """Weights on the device, compiled functions to come."""
-        # each program, with and without stress, has them to replay
-        self._to_replay = {stress: list(examples) for stress in (False, True)}
+        self._to_replay = list(examples)
         self._lock = threading.RLock()
         self.potential = potential
         graphdef, weights = nnx.split(potential)
@@ -134,13 +133,14 @@ class EqnetCalculator(Calculator):
             self._weights = self._put(cast)
         self._compiled = compiled = []
 
-        def predict(weights: Any, graph: AtomGraph, stress: bool) -> Any:
+        def predict(weights: Any, graph: AtomGraph) -> Any:
             compiled.append(graph.neighbors.shape)  # runs once per compilation
-            answer = nnx.merge(graphdef, weights).predict(graph, stress=stress)
+            # one program for molecules and crystals: the stress costs less than can be measured
+            answer = nnx.merge(graphdef, weights).predict(graph, stress=True)
             return answer.node_energy, answer.forces, answer.stress
 
         with computing(self.device, double=self.dtype == "float64", what="a program"):
-            self._predict = program(predict, static_argnames="stress")
+            self._predict = program(predict)
         self._forget()
 
     def _put(self, values: Any) -> Any:
@@ -216,40 +216,41 @@ class EqnetCalculator(Calculator):
 
     def _numbers(self, frame: Frame) -> Found:
         """Energies of atoms, forces and, if all axes are periodic, stress."""
-        n, stress = len(frame), bool(frame.pbc.all())
-        task = f"{n} atoms"
-        with computing(self.device, double=self.dtype == "float64", what=task):
+        n = len(frame)
+        with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
             graph = self._graph if self._list.covers(frame) else None
             if graph is None:
                 self._graph = graph = self._put(self._list.build(frame))
             positions = self._put(self._list.place(frame.positions))
-            self._replay(stress)
-            numbers = self._run(replace(graph, positions=positions), n, stress)
+            self._replay()
+            numbers = self._run(replace(graph, positions=positions), n)
+        if not frame.pbc.all():
+            numbers = numbers._replace(stress=None)
         if not all(np.isfinite(values).all() for values in numbers if values is not None):
             self._explain(frame, numbers)
         return numbers
 
-    def _run(self, graph: AtomGraph, n: int, stress: bool) -> Found:
+    def _run(self, graph: AtomGraph, n: int) -> Found:
         """The program's answer for the n atoms of a graph."""
         before = self.compilations
         with within(self._mesh):
-            answer = jax.device_get(self._predict(self._weights, graph, stress=stress))
+            answer = jax.device_get(self._predict(self._weights, graph))
         if self.compilations > before:
             give_memory_back()
         node_energy, forces, tensor = answer
         return Found(
             np.array(node_energy[:n], np.float64),
             np.array(forces[:n], np.float64),
-            np.array(tensor[0], np.float64) if stress else None,
+            np.array(tensor[0], np.float64),
         )
 
-    def _replay(self, stress: bool) -> None:
+    def _replay(self) -> None:
         """The examples by the program of the structure at hand; by one of theirs if it has no room.
 
         Raises:
             InputError: they give other numbers than where the model was trained, or none.
         """
-        examples = self._to_replay[stress]
+        examples = self._to_replay
         if not examples:
             return
         assert self.path is not None
@@ -262,13 +263,13 @@ class EqnetCalculator(Calculator):
                 # where the structure's own graph is: elsewhere would be another program
                 sizes = [len(example.frame) for example in examples]
                 runs = zip(map(self._put, graphs), sizes, strict=True)
-                found = [self._run(graph, size, stress) for graph, size in runs]
+                found = [self._run(graph, size) for graph, size in runs]
                 compare(self.potential, examples, found, **options)
         except InputError as error:
             if str(error).startswith(str(self.path)):
                 raise
             raise InputError(f"{self.path}: its examples cannot be replayed: {error}") from None
-        self._to_replay[stress] = []
+        self._to_replay.clear()
 
     def _explain(self, frame: Frame, numbers: Found) -> None:
         """Raise the reason for an answer that is not finite."""

@@ -160,6 +160,16 @@ def test_twenty_sizes_with_four_compilations() -> None:
     assert calculator.compilations <= 4
 
 
+def test_molecules_and_crystals_share_a_program() -> None:
+    calculator = EqnetCalculator(POTENTIAL)
+    large = crystal() * (3, 3, 3)
+    for atoms in (large, ethanol(), slab(), crystal()):
+        atoms.calc = calculator
+        assert np.isfinite(atoms.get_forces()).all()
+        assert ("stress" in calculator.results) == bool(atoms.pbc.all())
+    assert calculator.compilations == 1
+
+
 def test_padding_in_vain_is_compiled_away() -> None:
     """A small structure after a large one gets a shape of its own when it comes often."""
     calculator = EqnetCalculator(POTENTIAL)
