@@ -1,0 +1,95 @@
+"""A network in the frame of every edge, its messages turned back and summed over the neighbours.
+
+    m_i = sum_{j in N(i)} A_ij^T S(A_ij [x_j ; x_i]; e_ij)
+
+A_ij turns features into the frame of the edge (`so2_linear.py`), S is any map that commutes with
+rolls about it: SO(2) linear layers, gates, products with what an edge tells. Messages exist for a
+few rows of neighbours at a time and are made again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from eqnet.graph import AtomGraph, gather_centers, gather_neighbors
+from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.edge_frame import sum_turned
+from eqnet.ops.small_matrices import turn
+
+
+def edge_network(
+    network: Callable[[jax.Array, Any], tuple[jax.Array | None, Any]],
+    x: jax.Array,
+    frames: jax.Array,
+    edges: Any,
+    graph: AtomGraph,
+) -> tuple[jax.Array | None, Any]:
+    """Messages of a network to each row of neighbours.
+
+    Args:
+        network: an `nnx.Module`, S: from features [r, k, rows, 2 C] in the frames of their edges,
+            those of the neighbour before those of the centre, and some rows of `edges` to messages
+            [r, k, rows, H], zero in slots without an edge, or None, and to anything else of leading
+            axis r, such as the logits of its edges or () for nothing.
+        x: features of the atoms, [N, dim, C].
+        frames: [R, K, rows, dim], see `OrderRows.matrices`.
+        edges: pytree of arrays [R, K, ...], what the edges tell besides.
+        graph: says who is whose neighbour.
+
+    Returns:
+        Sum of the messages over the slots of a row, [R, dim, H], for `sum_rows`; and what else the
+        network gave, for all rows.
+    """
+    with jax.named_scope("gather"):
+        sent, received = gather_neighbors(x, graph), gather_centers(x, graph)
+
+    def some_rows(block: Any, network: Any) -> tuple[jax.Array | None, Any]:
+        frames, sent, received, edges = block
+        with jax.named_scope("turn"):
+            received = jnp.broadcast_to(received[:, None], sent.shape)
+            both = jnp.concatenate([sent, received], axis=-1)
+            z = turn(frames.reshape((-1, *frames.shape[2:])), both.reshape((-1, *both.shape[2:])))
+        z, rest = network(z.reshape((*frames.shape[:3], -1)), edges)
+        return None if z is None else _back(frames, z), rest
+
+    return _by_blocks(some_rows, network, (frames, sent, received, edges))
+
+
+def edge_embedding(network: Callable[[Any], jax.Array], frames: jax.Array, edges: Any) -> jax.Array:
+    """Features made of what the edges tell alone: numbers at m = 0, turned back and summed.
+
+    Args:
+        network: an `nnx.Module` from some rows of `edges` to [r, k, n, C] for the first n rows in
+            the frame of the edge, zero in slots without an edge.
+        frames: [R, K, rows, dim].
+        edges: pytree of arrays [R, K, ...].
+
+    Returns:
+        Sum over the slots of a row, [R, dim, C], for `sum_rows`.
+    """
+
+    def some_rows(block: Any, network: Any) -> jax.Array:
+        frames, edges = block
+        z = network(edges)
+        return _back(frames[:, :, : z.shape[2]], z)
+
+    return _by_blocks(some_rows, network, (frames, edges))
+
+
+@jax.named_scope("turn_back")
+def _back(frames: jax.Array, z: jax.Array) -> jax.Array:
+    """Messages [r, k, rows, C] out of their frames and summed over k, [r, dim, C]."""
+    return sum_turned(frames.reshape((-1, *frames.shape[2:])), z)
+
+
+def _by_blocks(function: Callable[[Any, Any], Any], network: Any, operands: Any) -> Any:
+    """`function(operands, network)` by blocks of rows, the weights of the network passed along."""
+    definition, weights = nnx.split(network)
+    return neighbors_in_blocks(
+        lambda block, weights: function(block, nnx.merge(definition, weights)), operands, weights
+    )
