@@ -1,4 +1,4 @@
-"""Layers every model is built from: linear maps by irrep, MLP, gate, norms, radial functions.
+"""Layers every model is built from: linear maps by irrep, MLP, gate, radial functions.
 
 Weights are drawn from a unit normal and divided by the square root of the fan-in where they are
 used, so that features keep unit variance per component and one learning rate fits all of them.
@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, displacements
-from eqnet.irreps import Irreps, IrrepsArray, regrouped, spherical_irreps
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped, spherical_irreps
 from eqnet.so3 import HIGHEST, spherical_harmonics
 
 # 1 / sqrt(E[silu(z)^2]), z ~ N(0, 1); digits of the Monte-Carlo estimate that e3nn uses, so that
@@ -55,13 +55,14 @@ def select(weights: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """Equivariant linear map: y_l = x_l W_l / sqrt(mul_in) for each irrep, no bias.
+    """Equivariant linear map: y_l = x_l W_l / sqrt(mul_in) for each irrep.
 
     Args:
         irreps_in: irreps of the input, regrouped.
         irreps_out: irreps of the output; those absent from the input are dropped.
         num_elements: if given, one matrix per element, y_l = x_l W_l[z] / sqrt(mul_in Z), the
             factor of a fully connected product with the one-hot element.
+        bias: whether even scalars are shifted.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Linear(nnx.Module):
         *,
         rngs: nnx.Rngs,
         num_elements: int | None = None,
+        bias: bool = False,
     ):
         self.irreps_in = regrouped(irreps_in)
         available = {ir for _, ir in self.irreps_in}
@@ -84,6 +86,7 @@ class Linear(nnx.Module):
                 for mul, ir in self.irreps_out
             }
         )
+        self.bias = nnx.Param(jnp.zeros(self.irreps_out.count(Irrep(0, 1)))) if bias else None
 
     @jax.named_scope("linear")
     def __call__(self, x: IrrepsArray, chosen: jax.Array | None = None) -> IrrepsArray:
@@ -96,7 +99,10 @@ class Linear(nnx.Module):
                 weight = weight.reshape(-1, weight.shape[-1])
                 block = block[..., None, :] * chosen[:, None, :, None]
                 block = block.reshape(block.shape[:-2] + (-1,))
-            out.append(block @ (weight / np.sqrt(weight.shape[0]).astype(weight.dtype)))
+            block = block @ (weight / np.sqrt(weight.shape[0]).astype(weight.dtype))
+            if self.bias is not None and ir == Irrep(0, 1):
+                block = block + self.bias[...]
+            out.append(block)
         return IrrepsArray.from_blocks(self.irreps_out, out)
 
 
@@ -142,6 +148,20 @@ class MLP(nnx.Module):
         return perceptron(x, self.matrices, self.activation)
 
 
+class Dense(nnx.Module):
+    """x W / sqrt(n) + b: a linear layer of numbers, [..., n] -> [..., m]."""
+
+    def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (size_in, size_out)))
+        self.bias = nnx.Param(jnp.zeros(size_out))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., n] -> [..., m]."""
+        weight = self.weight[...]
+        scale = np.sqrt(weight.shape[0]).astype(weight.dtype)
+        return jnp.matmul(x, weight / scale, precision=HIGHEST) + self.bias[...]
+
+
 class Gate(nnx.Module):
     """Gated nonlinearity (Weiler et al. 2018, eq. 10).
 
@@ -179,35 +199,6 @@ class Gate(nnx.Module):
                 block = silu(block) if ir.p == 1 else tanh(block)
             out.append(block)
         return IrrepsArray.from_blocks(self.irreps_out, out)
-
-
-class LayerNorm(nnx.Module):
-    """Equivariant layer norm.
-
-    Even scalars are centred over channels; every irrep is divided by its root mean square over m
-    and channels. A learned scale per channel, a learned shift per even scalar.
-    """
-
-    def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
-        del rngs
-        self.irreps = regrouped(irreps)
-        self.epsilon = epsilon
-        self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
-        self.shift = nnx.Dict(
-            {str(ir): nnx.Param(jnp.zeros(mul)) for mul, ir in self.irreps if str(ir) == "0e"}
-        )
-
-    def __call__(self, x: IrrepsArray) -> IrrepsArray:
-        """[..., irreps] -> [..., irreps]."""
-        out = []
-        for (_, ir), block in zip(self.irreps, x.blocks, strict=True):
-            name = str(ir)
-            if name == "0e":
-                block = block - block.mean(-1, keepdims=True)
-            square = (block**2).mean((-2, -1), keepdims=True)
-            block = block * jax.lax.rsqrt(square + self.epsilon) * self.scale[name][...]
-            out.append(block + self.shift[name][...] if name == "0e" else block)
-        return IrrepsArray.from_blocks(self.irreps, out)
 
 
 def bessel(distance: jax.Array, cutoff: float, number: int) -> jax.Array:

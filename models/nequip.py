@@ -24,13 +24,13 @@ from eqnet.irreps import Irrep, Irreps, IrrepsArray, add, regrouped, spherical_i
 from eqnet.layers import (
     MLP,
     Gate,
-    LayerNorm,
     Linear,
     edge_features,
     one_hot,
     select,
     silu,
 )
+from eqnet.norms import LayerNorm
 from eqnet.ops import choose_convolution, edge_product, method_name, refuse_idle_bracket
 from eqnet.ops.radial import RadialNetwork
 

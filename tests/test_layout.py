@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKS = ("ops", "models", "data", "scripts")
 
 # A module may import modules of a lower rank and of its own folder; ops and data are siblings.
-CORE = {"errors", "files", "processor", "irreps", "so3", "graph", "layers"}
+CORE = {"errors", "files", "processor", "irreps", "so3", "graph", "layers", "norms"}
 RANK = {"core": 0, "ops": 1, "data": 1, "models": 2, "top": 3, "scripts": 4}
 
 

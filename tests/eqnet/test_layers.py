@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from eqnet import layers
+from eqnet import layers, norms
 from eqnet.irreps import IrrepsArray, regrouped
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -78,10 +78,11 @@ def test_gate_and_norm_are_equivariant(inversion: bool) -> None:
     np.testing.assert_allclose(
         gate(turned(x, inversion)).array, turned(gate(x), inversion).array, atol=1e-12
     )
-    norm = layers.LayerNorm(x.irreps, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(
-        norm(turned(x, inversion)).array, turned(norm(x), inversion).array, atol=1e-12
-    )
+    for kind in (norms.LayerNorm, norms.RMSNorm):
+        norm = kind(x.irreps, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(
+            norm(turned(x, inversion)).array, turned(norm(x), inversion).array, atol=1e-12
+        )
 
 
 def test_gates_multiply_their_own_channel() -> None:
@@ -94,10 +95,41 @@ def test_gates_multiply_their_own_channel() -> None:
 
 
 def test_layer_norm_gives_unit_root_mean_square() -> None:
-    norm = layers.LayerNorm("8x0e+4x2e", rngs=nnx.Rngs(0), epsilon=0.0)
+    norm = norms.LayerNorm("8x0e+4x2e", rngs=nnx.Rngs(0), epsilon=0.0)
     scalars, tensors = norm(random_array("8x0e+4x2e", 5)).blocks
     np.testing.assert_allclose(scalars.mean((1, 2)), 0.0, atol=1e-12)
     np.testing.assert_allclose((tensors**2).mean((1, 2)), 1.0, rtol=1e-12)
+
+
+def test_rms_norm_has_one_scale() -> None:
+    """rms_norm_sh of eSEN for degrees 0 to 2, weight 1 / ((2 l + 1)(L + 1)) of every component."""
+    norm = norms.RMSNorm("8x0e+8x1o+8x2e", rngs=nnx.Rngs(0))
+    norm.scale["1o"][...], norm.shift[...] = jnp.arange(8.0), jnp.arange(8.0) + 1
+    x = random_array("8x0e+8x1o+8x2e", 5)
+    blocks = [np.asarray(b) for b in x.blocks]
+    blocks[0] = blocks[0] - blocks[0].mean(-1, keepdims=True)
+    square = sum((b**2).sum(1).mean(-1) / b.shape[1] / 3 for b in blocks)
+    a, b, c = (block / np.sqrt(square + 1e-5)[:, None, None] for block in blocks)
+    out = norm(x).blocks
+    np.testing.assert_allclose(out[0], a + np.arange(8) + 1, rtol=1e-12)
+    np.testing.assert_allclose(out[1], b * np.arange(8), rtol=1e-12)
+    np.testing.assert_allclose(out[2], c, rtol=1e-12)
+    zero = IrrepsArray(x.irreps, jnp.zeros_like(x.array))
+    assert np.isfinite(jax.grad(lambda x: norm(x).array.sum())(zero).array).all()
+
+
+def test_normed_mlp_is_its_factors() -> None:
+    mlp = norms.NormedMLP((3, 8, 5), rngs=nnx.Rngs(0))
+    mlp.layers[0].bias[...] = jnp.arange(8.0)
+    mlp.norms[0].scale[...], mlp.norms[0].shift[...] = jnp.arange(8.0) + 1, jnp.arange(8.0) / 5
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    first, second = (np.asarray(layer.weight[...]) for layer in mlp.layers)
+    hidden = x @ first / np.sqrt(3) + np.arange(8)
+    hidden = hidden - hidden.mean(-1, keepdims=True)
+    hidden = hidden / np.sqrt(hidden.var(-1, keepdims=True) + 1e-5)
+    hidden = hidden * (np.arange(8) + 1) + np.arange(8) / 5
+    hidden = hidden / (1 + np.exp(-hidden))
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), hidden @ second / np.sqrt(8), rtol=1e-12)
 
 
 def test_bessel_functions_are_orthonormal_on_the_sphere() -> None:

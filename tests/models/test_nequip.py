@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from graphs import Structure, edges_within, make_graph
 
-from eqnet.layers import LayerNorm
 from eqnet.models.nequip import NequIP, NequIPConfig
+from eqnet.norms import LayerNorm
 
 # Second moments of the activations for unit normal input; the first as e3nn estimates it.
 SILU, TANH = 1.6791767923989418, 1.5925374197228321

@@ -18,6 +18,7 @@ from eqnet.ops import blocks
 from eqnet.ops.edge_network import edge_embedding, edge_network
 from eqnet.ops.so2 import SO2
 from eqnet.ops.so2_linear import OrderRows, SO2Linear, SO2Map, gated
+from eqnet.ops.so2_orders import Group
 from eqnet.so3 import random_elements, spherical_harmonics, wigner_d
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -31,7 +32,7 @@ class Toy(nnx.Module):
         self.weight = nnx.Param(jnp.asarray([[1.0, 2.0, -0.5], [0.3, -1.0, 0.7]] * 2))
 
     def __call__(self, z: jax.Array, edge: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z = jnp.tanh(z @ self.weight[...]) * edge[..., None, None]
+        z = jnp.tanh(z @ jnp.asarray(self.weight[...])) * edge[..., None, None]
         return z, (z**2).sum((1, 2, 3))
 
 
@@ -65,7 +66,7 @@ def test_harmonics_of_the_edge_have_order_zero_alone(m_max: int | None) -> None:
 
 @pytest.mark.parametrize("group", ["O3", "SO3"])
 @pytest.mark.parametrize("m_max", [None, 1])
-def test_map_is_the_clebsch_gordan_product(group: str, m_max: int | None) -> None:
+def test_map_is_the_clebsch_gordan_product(group: Group, m_max: int | None) -> None:
     """With the path weights of `SO2`, in its plain form."""
     irreps = BOTH if group == "O3" else spherical_irreps(2)
     out = Irreps("1x0e+1x1o+1x1e").regroup() if group == "O3" else spherical_irreps(1)
@@ -74,8 +75,8 @@ def test_map_is_the_clebsch_gordan_product(group: str, m_max: int | None) -> Non
     right = spherical_irreps(1)
     product = SO2((irreps * 4).regroup(), right, (out * 3).regroup(), m_max, group)
     rng = np.random.default_rng(0)
-    matrices = [rng.normal(size=shape) for shape in linear.shapes]
-    factors = rng.normal(size=(8, linear.num_factors))
+    matrices = [jnp.asarray(rng.normal(size=shape)) for shape in linear.shapes]
+    factors = jnp.asarray(rng.normal(size=(8, linear.num_factors)))
     x, n = rng.normal(size=(8, rows_in.dim, 4)), unit_vectors(8)
 
     @jax.jit
@@ -101,7 +102,7 @@ def test_map_is_the_clebsch_gordan_product(group: str, m_max: int | None) -> Non
 
 
 @pytest.mark.parametrize("group", ["O3", "SO3"])
-def test_rolls_and_mirrors(group: str) -> None:
+def test_rolls_and_mirrors(group: Group) -> None:
     """A network of linear maps and gates: equivariant in its group, and in SO3 only there."""
     irreps = BOTH if group == "O3" else spherical_irreps(2)
     rows = OrderRows(irreps, None, group)
@@ -150,10 +151,10 @@ def test_sum_over_the_neighbours(edges_at_a_time: int, monkeypatch: pytest.Monke
 
     expected, degrees = np.zeros((6, rows.dim, 3)), np.zeros((6, rows.dim, 1))
     expected_squares = np.zeros(graph.centers.shape)
-    weight = np.asarray(toy.weight[...])
+    weight = np.array(toy.weight[...])
     for r, k in np.argwhere(graph.neighbor_mask):
         i, j, frame = graph.centers[r], graph.neighbors[r, k], np.asarray(a[r, k])
-        both = np.concatenate([x[j], x[i]], axis=-1)
+        both = np.concatenate([np.asarray(x[j]), np.asarray(x[i])], axis=-1)
         z = np.tanh(frame @ both @ weight) * float(edge[r, k])
         expected[i] += frame.T @ z
         expected_squares[r] += (z**2).sum()
@@ -172,4 +173,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="m_max"):
         OrderRows(spherical_irreps(1), -1)
     with pytest.raises(ValueError, match="group"):
-        OrderRows(spherical_irreps(1), 1, "SU2")
+        OrderRows(spherical_irreps(1), 1, "SU2")  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,91 @@
+"""What an edge tells besides its direction: its length and the two elements at its ends."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from eqnet.graph import AtomGraph, displacements
+from eqnet.layers import bessel, gaussian, polynomial_cutoff
+
+RadialBasis = Literal["gaussian", "bessel"]
+# Standard deviation of the first embeddings: radial functions are at first those of the length.
+SMALL = 1e-3
+
+
+class Edges(NamedTuple):
+    """Edges in rows.
+
+    Attributes:
+        basis: radial functions of the length, [R, K, H].
+        envelope: goes to zero at the cutoff with two derivatives, [R, K]; zero without an edge.
+        sent: species of the neighbour, [R, K].
+        received: species of the centre, [R, K].
+    """
+
+    basis: jax.Array
+    envelope: jax.Array
+    sent: jax.Array
+    received: jax.Array
+
+
+@jax.named_scope("edges")
+def edges_of(
+    graph: AtomGraph, r_max: float, num_basis: int, p: int, radial_basis: RadialBasis = "gaussian"
+) -> tuple[jax.Array, Edges]:
+    """Directions and scalars of all edges.
+
+    Args:
+        graph: atoms and neighbours.
+        r_max: cutoff in angstrom.
+        num_basis: radial functions.
+        p: order of the polynomial cutoff.
+        radial_basis: their kind.
+
+    Returns:
+        Unit vectors from the centre to the neighbour [R, K, 3], and the rest.
+
+    Raises:
+        ValueError: no such radial functions.
+    """
+    functions = {"gaussian": gaussian, "bessel": bessel}
+    if radial_basis not in functions:
+        raise ValueError(f"radial_basis is gaussian or bessel, not {radial_basis!r}")
+    vectors = displacements(graph)
+    distance = jnp.linalg.norm(vectors, axis=-1)
+    envelope = polynomial_cutoff(distance, r_max, p)
+    envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+    species = jnp.asarray(graph.species)
+    sent = species[jnp.asarray(graph.neighbors)]
+    received = jnp.broadcast_to(species[jnp.asarray(graph.centers)][:, None], sent.shape)
+    basis = functions[radial_basis](distance, r_max, num_basis)
+    return vectors / distance[..., None], Edges(basis, envelope, sent, received)
+
+
+class EdgeScalars(nnx.Module):
+    """Radial functions beside an embedding of each of the two elements.
+
+    Args:
+        num_elements: of the model.
+        num_basis: radial functions.
+        channels: of each embedding.
+    """
+
+    def __init__(self, num_elements: int, num_basis: int, channels: int, *, rngs: nnx.Rngs):
+        self.size = num_basis + 2 * channels
+        self.sent, self.received = (
+            nnx.Param(SMALL * jax.random.normal(rngs.params(), (num_elements, channels)))
+            for _ in range(2)
+        )
+
+    def __call__(self, edges: Edges) -> jax.Array:
+        """[r, k, size]."""
+        parts = [edges.basis]
+        for table, species in ((self.sent, edges.sent), (self.received, edges.received)):
+            # a matrix product: the derivative of a choice of rows is a scatter
+            chosen = jax.nn.one_hot(species, table.shape[0], dtype=edges.basis.dtype)
+            parts.append(chosen @ table[...])
+        return jnp.concatenate(parts, axis=-1)
