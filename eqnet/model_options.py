@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,7 +20,7 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace or nequip."""
+    """Architecture: mace, nequip or tdn."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -37,6 +37,8 @@ class ModelOptions:
     """Order of the symmetric contraction (body order less one)."""
     num_interactions: Annotated[int | None, default(MODEL, "INT")] = None
     """Message-passing layers."""
+    num_heads: Annotated[int | None, default(MODEL, "INT")] = None
+    """Heads of the attention, a divisor of num_channels."""
     num_radial_basis: Annotated[int | None, default(MODEL, "INT")] = None
     """Radial basis functions."""
     num_cutoff_basis: Annotated[int | None, default(MODEL, "INT")] = None
@@ -55,6 +57,8 @@ class ModelOptions:
     """Rank of the product cp; below the exact rank it is equivariant up to a stated error."""
     method: str = "default"
     """How the products are computed: default, auto (the fastest here, timed once) or a name."""
+    group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
+    """O3, or SO3 for more paths in a model that tells mirror images apart."""
     parity: Annotated[bool | None, default(MODEL, "/ --no_parity")] = None
     """Whether features between layers have both parities of every degree."""
     residual: Annotated[bool | None, default(MODEL, "/ --no_residual")] = None

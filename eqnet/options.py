@@ -221,7 +221,7 @@ _POSITIVE = {
     "r_max", "lr", "batch_size", "valid_batch_size", "max_num_epochs", "max_num_steps",
     "max_minutes", "patience", "eval_interval", "num_channels", "num_interactions", "correlation",
     "num_radial_basis", "num_cutoff_basis", "MLP_channels", "huber_delta", "num_train", "num_valid",
-    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank",
+    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank", "num_heads",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight",

@@ -2,6 +2,11 @@
 
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
+from eqnet.models.tdn import TDN, TDNConfig
 
 # The names of the command line: the configuration and the model.
-MODELS = {"mace": (MACEConfig, MACE), "nequip": (NequIPConfig, NequIP)}
+MODELS = {
+    "mace": (MACEConfig, MACE),
+    "nequip": (NequIPConfig, NequIP),
+    "tdn": (TDNConfig, TDN),
+}

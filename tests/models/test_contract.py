@@ -19,6 +19,7 @@ from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
+from eqnet.models.tdn import TDN, TDNConfig
 from eqnet.ops import kernels, power_class
 from eqnet.potential import Potential
 
@@ -42,6 +43,14 @@ def nequip(method: str = "default") -> nnx.Module:
     return NequIP(config, rngs=nnx.Rngs(1), method=method)
 
 
+def tdn(method: str = "default", product: str = "cp", layers: int = 2) -> nnx.Module:
+    config = TDNConfig(
+        ELEMENTS, r_max=CUTOFF, num_channels=4, max_L=1, num_interactions=layers, num_heads=2,
+        num_radial_basis=6, radial_MLP=(8,), avg_num_neighbors=4.0, product=product,
+    )  # fmt: skip
+    return TDN(config, rngs=nnx.Rngs(1), method=method)
+
+
 def nothing(graph: AtomGraph) -> jax.Array:
     return jnp.zeros_like(graph.positions[:, 0])
 
@@ -51,6 +60,8 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
     "nequip": (nequip, False),
     "mace, gaunt": (partial(mace, product="gaunt"), False),
+    "tdn": (tdn, False),
+    "tdn, clebsch_gordan": (partial(tdn, product="clebsch_gordan", layers=1), False),
     "repulsion": (lambda method="default": nothing, True),
 }
 
