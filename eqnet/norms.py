@@ -72,6 +72,40 @@ class RMSNorm(nnx.Module):
         return IrrepsArray.from_blocks(self.irreps, out)
 
 
+class SeparableNorm(nnx.Module):
+    """Equivariant norm that keeps the relative size of degrees, but not of scalars and the rest.
+
+    Even scalars are normalised by themselves; all other irreps are divided by the root of their
+    mean square, each irrep counting as one (EquiformerV2, Liao et al. 2024, arXiv:2306.12059). A
+    learned scale per irrep and channel, a learned shift per even scalar.
+    """
+
+    def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
+        del rngs
+        self.irreps = regrouped(irreps)
+        self.epsilon = epsilon
+        self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
+        self.shift = nnx.Param(jnp.zeros(self.irreps.count(Irrep(0, 1))))
+
+    @jax.named_scope("norm")
+    def __call__(self, x: IrrepsArray) -> IrrepsArray:
+        """[..., irreps] -> [..., irreps]."""
+        blocks = {str(ir): block for (_, ir), block in zip(x.irreps, x.blocks, strict=True)}
+        scalars = blocks.pop("0e", None)
+        if blocks:
+            squares = jnp.stack([(block**2).mean((-2, -1)) for block in blocks.values()])
+            factor = jax.lax.rsqrt(squares.mean(0) + self.epsilon)[..., None, None]
+            blocks = {name: block * factor for name, block in blocks.items()}
+        if scalars is not None:
+            scalars = scalars - scalars.mean(-1, keepdims=True)
+            square = (scalars**2).mean(-1, keepdims=True)
+            blocks["0e"] = scalars * jax.lax.rsqrt(square + self.epsilon)
+        out = [blocks[str(ir)] * self.scale[str(ir)][...] for _, ir in self.irreps]
+        if scalars is not None:
+            out[0] = out[0] + self.shift[...]
+        return IrrepsArray.from_blocks(self.irreps, out)
+
+
 class NumberNorm(nnx.Module):
     """Layer norm of plain numbers over the last axis, with a scale and a shift for each."""
 

@@ -10,6 +10,7 @@ declares how much.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -17,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eqnet.layers import SILU_NORM
 from eqnet.ops.product import Declaration
 from eqnet.ops.sphere import harmonics, sphere_grid
 from eqnet.so3 import HIGHEST
 
 SAMPLES = 4096  # random features that the error is measured with; a few large ones make most of it
+CHANNELS = 64  # that layers mix in the measurement
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class S2Grid:
                 f"{self.latitudes} latitudes and {self.azimuths} azimuths are not enough for "
                 f"degree {l_max} and order {m_max}: take {l_max + 1} and {2 * m_max + 1} or more"
             )
+
+    @property
+    def num_points(self) -> int:
+        """P, points of the grid."""
+        return self.latitudes * self.azimuths
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
@@ -83,47 +91,62 @@ class S2Grid:
 
 @dataclass(frozen=True)
 class S2Activation:
-    """SiLU at the points of a grid, approximately equivariant.
+    """SiLU, or a network, at the points of a grid: approximately equivariant.
 
     Args:
         grid: of the features.
+        depth: nonlinear layers of the network, one for SiLU alone.
     """
 
     grid: S2Grid
+    depth: int = 1
 
     @cached_property
     def declaration(self) -> Declaration:
         """No couplings of two operands; with the error of the grid."""
-        rows, points = len(self.grid.components), self.grid.latitudes * self.grid.azimuths
+        rows = len(self.grid.components)
         return Declaration(
             name="s2",
             couplings=frozenset(),
             group="O3",
-            error=aliasing_error(self.grid),
+            error=aliasing_error(self.grid, self.depth),
             weights="shared",
-            operations=4 * rows * points,
+            operations=4 * rows * self.grid.num_points,
             floats=2 * rows,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, d, C] -> [n, d, C]."""
-        return self.grid.features(jax.nn.silu(self.grid.values(x)))
+    def __call__(
+        self, x: jax.Array, function: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    ) -> jax.Array:
+        """[n, d, C] -> [n, d, C]; `function` maps [n, P, C] to itself, point by point."""
+        return self.grid.features(function(self.grid.values(x)))
 
 
 @cache
-def aliasing_error(grid: S2Grid) -> float:
-    """Relative equivariance error of SiLU on this grid, root mean square over random features.
+def aliasing_error(grid: S2Grid, depth: int = 1) -> float:
+    """Relative equivariance error on this grid, root mean square over random features.
 
     With A the activation on the grid, B that on one twice as fine, which commutes with rotations D
     to far more digits, and e the relative error of A against B, |A D x - D A x| is at most
-    |A D x - B D x| + |D B x - D A x| = 2 e.
+    |A D x - B D x| + |D B x - D A x| = 2 e. Layers have random weights between them.
     """
     fine = S2Grid(grid.components, 2 * grid.latitudes, 2 * grid.azimuths)
-    x = np.random.default_rng(0).normal(size=(len(grid.components), SAMPLES))
-    ours, exact = (_silu(*g.tables, x) for g in (grid, fine))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(len(grid.components), SAMPLES))
+    weights = [rng.normal(size=(CHANNELS, CHANNELS)) / np.sqrt(CHANNELS) for _ in range(depth - 1)]
+    ours, exact = (_network(*g.tables, x, weights) for g in (grid, fine))
     return float(2 * np.linalg.norm(ours - exact) / np.linalg.norm(exact))
 
 
-def _silu(values: np.ndarray, back: np.ndarray, x: np.ndarray) -> np.ndarray:
-    f = values @ x
-    return back.T @ (f / (1 + np.exp(-f)))
+def _network(
+    values: np.ndarray, back: np.ndarray, x: np.ndarray, weights: list[np.ndarray]
+) -> np.ndarray:
+    f = _silu(values @ x)
+    for matrix in weights:
+        f = _silu((f.reshape((-1, CHANNELS)) @ matrix).reshape(f.shape))
+    return back.T @ f
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    """Of unit second moment, like the layers of a network."""
+    return SILU_NORM * x / (1 + np.exp(-x))

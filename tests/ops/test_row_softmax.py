@@ -48,7 +48,10 @@ def test_against_a_loop_over_atoms(slots: int | None, silent: bool, x64: None) -
         for (r, k), term in zip(edges, terms, strict=True):
             weight = term / (silent + terms.sum(0))
             expected[atom] += weight[None, :, None] * values[r, k]
-    found = softmax(*map(jnp.asarray, (logits, envelope, values)), graph, silent=silent)
+    logits, envelope, values = (jnp.asarray(v) for v in (logits, envelope, values))
+    found = jax.jit(softmax, static_argnames="silent")(
+        logits, envelope, values, graph, silent=silent
+    )
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert not np.any(found[ATOMS:])
 

@@ -37,7 +37,7 @@ def rotations(l_max: int, number: int) -> list[np.ndarray]:
     rng = np.random.default_rng(3)
     elements = np.stack([random_rotation(rng) for _ in range(number)])
     matrices = [np.asarray(d) for d in wigner_d(l_max, jnp.asarray(elements))]
-    return [scipy.linalg.block_diag(*(d[n] for d in matrices)) for n in range(number)]
+    return [np.asarray(scipy.linalg.block_diag(*(d[n] for d in matrices))) for n in range(number)]
 
 
 def relative_error(apply: S2Activation, turns: list[np.ndarray]) -> float:
