@@ -59,7 +59,7 @@ class AtomGraph:
         return self.rows.shape[1] == 1
 
 
-def _linear_pair(name: str, forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+def linear_pair(name: str, forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
     """Two linear maps (values, *indices) -> values that are each other's transposes, as primitives.
 
     Derivatives of any order, forward or backward, then use these two maps and no scatter.
@@ -129,8 +129,8 @@ def _from_rows(values, rows, centers):
     return values[rows].sum(1)
 
 
-_slots, _slots_transposed = _linear_pair("gather_neighbors", _to_slots, _from_slots)
-_rows, _rows_transposed = _linear_pair("gather_centers", _to_rows, _from_rows)
+_slots, _slots_transposed = linear_pair("gather_neighbors", _to_slots, _from_slots)
+_rows, _rows_transposed = linear_pair("gather_centers", _to_rows, _from_rows)
 
 
 def gather_neighbors(x: jax.Array, graph: AtomGraph) -> jax.Array:
