@@ -20,7 +20,7 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace, nequip or tdn."""
+    """Architecture: mace, nequip, tdn or esen."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -41,6 +41,8 @@ class ModelOptions:
     """Heads of the attention, a divisor of num_channels."""
     num_radial_basis: Annotated[int | None, default(MODEL, "INT")] = None
     """Radial basis functions."""
+    radial_basis: Annotated[Literal["gaussian", "bessel"] | None, default(MODEL)] = None
+    """Kind of the radial basis functions."""
     num_cutoff_basis: Annotated[int | None, default(MODEL, "INT")] = None
     """Order of the polynomial cutoff."""
     radial_MLP: Annotated[tuple[int, ...] | None, default(MODEL, "INT INT ...")] = None
@@ -59,11 +61,19 @@ class ModelOptions:
     """How the products are computed: default, auto (the fastest here, timed once) or a name."""
     group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
     """O3, or SO3 for more paths in a model that tells mirror images apart."""
+    group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
+    """O3, or SO3 for more paths in a model that tells mirror images apart."""
     parity: Annotated[bool | None, default(MODEL, "/ --no_parity")] = None
     """Whether features between layers have both parities of every degree."""
     residual: Annotated[bool | None, default(MODEL, "/ --no_residual")] = None
     """Whether a layer adds its input to its output."""
     layer_norm: Annotated[bool | None, default(MODEL, "/ --no_layer_norm")] = None
     """Whether the input of a layer is normalised."""
+    m_max: Annotated[int | None, default(MODEL, "INT")] = None
+    """Largest order |m| of features in the frames of edges."""
+    hidden_channels: Annotated[int | None, default(MODEL, "INT")] = None
+    """Hidden channels of messages."""
+    edge_channels: Annotated[int | None, default(MODEL, "INT")] = None
+    """Channels of the elements of an edge in the radial networks."""
     pair_repulsion: bool = False
     """Add the ZBL repulsion of the nuclei at short range."""

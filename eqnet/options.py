@@ -221,12 +221,13 @@ _POSITIVE = {
     "r_max", "lr", "batch_size", "valid_batch_size", "max_num_epochs", "max_num_steps",
     "max_minutes", "patience", "eval_interval", "num_channels", "num_interactions", "correlation",
     "num_radial_basis", "num_cutoff_basis", "MLP_channels", "huber_delta", "num_train", "num_valid",
-    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank", "num_heads",
+    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank",
+    "hidden_channels", "edge_channels", "num_heads",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight",
     "stage_two_forces_weight", "stage_two_stress_weight", "weight_decay", "clip_grad",
-    "warmup_steps", "checkpoint_interval", "num_test", "max_L", "max_ell", "seed",
+    "warmup_steps", "checkpoint_interval", "num_test", "max_L", "max_ell", "m_max", "seed",
 }  # fmt: skip
 _FRACTION = {"valid_fraction", "test_fraction", "ema_decay", "lr_factor", "lr_scheduler_gamma"}
 _CLOSED_FRACTION = {"lr_final"}

@@ -1,5 +1,6 @@
 """Models: AtomGraph -> energy of each atom. One file, one model, one configuration beside it."""
 
+from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.models.tdn import TDN, TDNConfig
@@ -8,5 +9,6 @@ from eqnet.models.tdn import TDN, TDNConfig
 MODELS = {
     "mace": (MACEConfig, MACE),
     "nequip": (NequIPConfig, NequIP),
+    "esen": (ESENConfig, ESEN),,
     "tdn": (TDNConfig, TDN),
 }

@@ -23,12 +23,12 @@ from eqnet.ops.small_matrices import turn
 
 
 def edge_network(
-    network: Callable[[jax.Array, Any], tuple[jax.Array | None, Any]],
+    network: Callable[[jax.Array, Any], tuple[Any, Any]],
     x: jax.Array,
     frames: jax.Array,
     edges: Any,
     graph: AtomGraph,
-) -> tuple[jax.Array | None, Any]:
+) -> tuple[Any, Any]:
     """Messages of a network to each row of neighbours.
 
     Args:
@@ -48,7 +48,7 @@ def edge_network(
     with jax.named_scope("gather"):
         sent, received = gather_neighbors(x, graph), gather_centers(x, graph)
 
-    def some_rows(block: Any, network: Any) -> tuple[jax.Array | None, Any]:
+    def some_rows(block: Any, network: Any) -> tuple[Any, Any]:
         frames, sent, received, edges = block
         with jax.named_scope("turn"):
             received = jnp.broadcast_to(received[:, None], sent.shape)
@@ -93,3 +93,18 @@ def _by_blocks(function: Callable[[Any, Any], Any], network: Any, operands: Any)
     return neighbors_in_blocks(
         lambda block, weights: function(block, nnx.merge(definition, weights)), operands, weights
     )
+
+
+def require_so2(model: str, product: str, method: str = "default") -> None:
+    """Refuse another product or method for a model that lives in the frames of edges.
+
+    Raises:
+        ValueError: naming those that fit.
+    """
+    if product != "so2":
+        raise ValueError(
+            f"{model} has nonlinear functions in the frame of each edge, so that only product so2 "
+            f"fits, not {product}: leave it out, or choose mace or nequip, which take any"
+        )
+    if method not in ("default", "auto", "so2"):
+        raise ValueError(f"{model} has no method {method!r}; it has: default, auto, so2")

@@ -17,6 +17,7 @@ from graphs import Structure, make_graph
 from eqnet.data.neighbors import neighbor_list
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
+from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.models.tdn import TDN, TDNConfig
@@ -51,10 +52,20 @@ def tdn(method: str = "default", product: str = "cp", layers: int = 2) -> nnx.Mo
     return TDN(config, rngs=nnx.Rngs(1), method=method)
 
 
+def esen(method: str = "default") -> nnx.Module:
+    config = ESENConfig(
+        ELEMENTS, r_max=CUTOFF, num_channels=3, hidden_channels=3, edge_channels=4,
+        num_radial_basis=6, m_max=1,
+    )  # fmt: skip
+    return ESEN(config, rngs=nnx.Rngs(1), method=method)
+
+
 def nothing(graph: AtomGraph) -> jax.Array:
     return jnp.zeros_like(graph.positions[:, 0])
 
 
+# Networks in the frames of edges: they have one method and refuse another.
+FRAMES = ("esen",)
 # name -> model, and whether the potential adds the repulsion of the nuclei
 CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
@@ -62,6 +73,7 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "mace, gaunt": (partial(mace, product="gaunt"), False),
     "tdn": (tdn, False),
     "tdn, clebsch_gordan": (partial(tdn, product="clebsch_gordan", layers=1), False),
+    "esen": (esen, False),
     "repulsion": (lambda method="default": nothing, True),
 }
 
@@ -97,6 +109,17 @@ class Case:
     def __call__(self, graph: AtomGraph) -> Answer:
         with jax.enable_x64(True):
             return Answer(*map(np.asarray, self.compiled(self.state, graph)))
+
+    def curvature(self, graph: AtomGraph, direction: np.ndarray) -> np.ndarray:
+        """Change of the forces where the atoms move, [N, 3]."""
+
+        def forces(positions: jax.Array, state: nnx.State) -> jax.Array:
+            potential = nnx.merge(self.graphdef, state)
+            return potential.predict(replace(graph, positions=positions)).forces
+
+        with jax.enable_x64(True):
+            change = jax.jit(lambda p, v, s: jax.jvp(lambda p: forces(p, s), (p,), (v,))[1])
+            return np.asarray(change(graph.positions, direction, self.state))
 
     def single(self, graph: AtomGraph) -> Answer:
         """In float32."""
@@ -152,6 +175,28 @@ def test_rotation_and_reflection(case: Case, sign: float) -> None:
     close(after.forces, before.forces @ turn.T)
     close(after.stress[1], turn @ before.stress[1] @ turn.T)
     close(after.stress[1], after.stress[1].T)
+
+
+def test_bonds_along_the_axes(case: Case) -> None:
+    """Planar molecules at the poles of harmonics and frames, against the same ones turned."""
+    arms = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [-1.3, 0.0, 0.0], [0.0, 1.2, 0.0]])
+    flat = [
+        Structure(np.array([6, 1, 8, 1]), np.roll(arms, n, axis=1), np.zeros((3, 3)))
+        for n in range(3)
+    ]
+    turn = ROTATION * np.linalg.det(ROTATION)
+    graphs = [
+        packed(*(s._replace(positions=s.positions @ r.T) for s in flat)) for r in (np.eye(3), turn)
+    ]
+    along, turned = (case(graph) for graph in graphs)
+    close(along.node_energy, turned.node_energy)
+    close(along.forces @ turn.T, turned.forces)
+    for n in range(3):
+        # a mirror: no force out of the plane
+        assert not np.abs(along.forces[4 * n : 4 * n + 4, (n + 2) % 3]).max() > 1e-10
+    if case.name.startswith(FRAMES):
+        v = np.random.default_rng(3).normal(size=(ATOMS, 3))
+        close(case.curvature(graphs[0], v) @ turn.T, case.curvature(graphs[1], v @ turn.T), 1e-9)
 
 
 def test_translation_and_periodic_images(case: Case) -> None:
@@ -345,6 +390,10 @@ def test_methods_agree(case: Case) -> None:
     default = case(graph)
     model: Any = case.potential.model
     methods = list(kernels(model.config.product))[1:] if hasattr(model, "config") else []
+    if case.name.startswith(FRAMES):
+        with pytest.raises(ValueError, match="no method 'dense'"):
+            make("dense")
+        return
     if isinstance(model, MACE):
         methods += [m for m in power_class(model.config.product).methods[1:] if m not in methods]
     for method in methods:
