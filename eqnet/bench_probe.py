@@ -31,8 +31,7 @@ MOST_STEPS = 100  # of an epoch that are made
 
 def main(config: str, answer: str) -> int:
     """Measure the training of a file of options; returns the exit code."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in read_yaml(Path(config)).items()}
-    options = resolve_choices(TrainOptions().replace(values))
+    options = read_options(config)
     device, double = find_device(options.run.device), options.run.default_dtype == "float64"
     try:
         with computing(device, double=double, what="a step of training"):
@@ -42,6 +41,12 @@ def main(config: str, answer: str) -> int:
         return 2
     write(Path(answer), json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def read_options(config: str) -> TrainOptions:
+    """Options of a training from its YAML file, choices resolved."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in read_yaml(Path(config)).items()}
+    return resolve_choices(TrainOptions().replace(values))
 
 
 def measure(options: TrainOptions) -> dict[str, Any]:

@@ -55,6 +55,16 @@ def write_json(path: str, machine: Machine, rows: Sequence[Mapping[str, Any]]) -
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def write_markdown(path: str, cells: Sequence[Mapping[str, str]]) -> None:
+    """A table with a column for each key that any of the rows has; numbers stand right."""
+    header = list(dict.fromkeys(key for line in cells for key in line))
+    words = {k for k in header if all(not line.get(k, "")[:1].isdigit() for line in cells)}
+    lines = [header, ["---" if key in words else "---:" for key in header]]
+    lines += [[line.get(key, "") for key in header] for line in cells]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    Path(path).write_text(text, encoding="utf-8")
+
+
 def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from eqnet import model_file
+from eqnet.bench_drift import TEMPERATURE
 from eqnet.bench_model import Case, Inference, Work
 from eqnet.data.frame import Frame, to_atoms
 from eqnet.device import computing, find_device
@@ -20,24 +21,30 @@ from eqnet.simulate import Simulation, Unstable
 from eqnet.velocities import draw_velocities
 
 MD_STEPS = 50  # of a call
-TEMPERATURE = 300.0  # K, of the velocities at the start
 
 
 @dataclass
 class Dynamics:
-    """Velocity Verlet from one structure, 0.5 fs a step; `unstable` once it could not go on."""
+    """Velocity Verlet from one structure; `unstable` once it could not go on."""
 
     potential: Potential
     frame: Frame
     dtype: str
     device: Any
+    time_step: float  # fs
     unstable: bool = False
     simulation: Simulation = field(init=False)
 
     def __post_init__(self) -> None:
         atoms = to_atoms(self.frame)
         draw_velocities(atoms, TEMPERATURE, 0, conserving=True)
-        self.simulation = Simulation(self.potential, atoms, dtype=self.dtype, device=self.device)
+        self.simulation = Simulation(
+            self.potential,
+            atoms,
+            time_step=self.time_step,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def __call__(self) -> None:
         """The next steps; nothing once it is unstable."""
@@ -52,7 +59,12 @@ class Dynamics:
 
 
 def measure(
-    models: Mapping[str, Path], frame: Frame, run: RunOptions, method: str, seconds: float
+    models: Mapping[str, Path],
+    frame: Frame,
+    run: RunOptions,
+    method: str,
+    seconds: float,
+    time_step: float = 0.5,
 ) -> dict[str, dict[str, Any]]:
     """Time model files in turn.
 
@@ -62,6 +74,7 @@ def measure(
         run: precision and device.
         method: of the products.
         seconds: of calls, for each model and kind of call.
+        time_step: of the dynamics, fs.
 
     Returns:
         By name: atoms, parameters, force_ms of one call, md_step_ms of one step (None where the
@@ -79,7 +92,8 @@ def measure(
             for name, program in forces.items()
         }
     dynamics = {
-        name: Dynamics(program.potential, frame, dtype, place) for name, program in forces.items()
+        name: Dynamics(program.potential, frame, dtype, place, time_step)
+        for name, program in forces.items()
     }
     walked = take_turns(dynamics, seconds)
     return {

@@ -3,16 +3,16 @@
 Everything is under one folder, and what is there is not done again:
 
     split.json                the structures of all runs
-    PRODUCT.yaml              options of a variant
-    PRODUCT.json              what an epoch costs, and how many fit into the time
-    PRODUCT-SEED.yaml         options of a run, for `eqnet train --config`
-    PRODUCT-SEED/             the run, as `eqnet train` leaves it
+    VARIANT.yaml              options of a variant: of a tensor product, or of a model
+    VARIANT.json              what an epoch costs, and how many fit into the time
+    VARIANT-SEED.yaml         options of a run, for `eqnet train --config`
+    VARIANT-SEED/             the run, as `eqnet train` leaves it
+    VARIANT-SEED.nve.json     how well its model keeps the energy in a simulation
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,30 +21,14 @@ from typing import Any
 
 import yaml
 
+from eqnet import bench_drift
 from eqnet.bench_jobs import Cores, Job, work_off
+from eqnet.bench_variants import Variant
 from eqnet.errors import InputError
 from eqnet.experiment import Experiment
 from eqnet.metrics import QUANTITIES
-from eqnet.model_choice import config_class_of
-from eqnet.ops import POWERS, PRODUCTS, find, power_class
 from eqnet.options import TrainOptions, free_options
 from eqnet.run_folder import RunFolder, plain, write
-
-VARIANT = re.compile(r"(?P<product>\w+)(\+(?P<powers>\w+))?(:(?P<seeds>\d+))?")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is compared: a product of the messages, one of the powers, and how often to train."""
-
-    product: str
-    powers: str | None
-    seeds: int
-
-    @property
-    def name(self) -> str:
-        """As it is written."""
-        return f"{self.product}+{self.powers}" if self.powers else self.product
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,8 @@ class Work:
         out: folder.
         places: cores of the processes that run at a time.
         tell: takes a line of text for people.
+        nve_ps: length of the simulation with each trained model, picoseconds; 0 for none.
+        time_step: of the simulations, fs.
     """
 
     options: TrainOptions
@@ -66,6 +52,8 @@ class Work:
     out: Path
     places: Sequence[Cores]
     tell: Callable[[str], None]
+    nve_ps: float
+    time_step: float
 
 
 class Stopped(Exception):
@@ -74,31 +62,6 @@ class Stopped(Exception):
     def __init__(self, signal: int):
         super().__init__(f"signal {signal}")
         self.signal = signal
-
-
-def read_variants(text: str | None, seeds: int) -> list[Variant]:
-    """Variants from 'PRODUCT[+POWERS][:SEEDS]', comma by comma; all products where none are given.
-
-    Raises:
-        InputError: they cannot be read, or there is no such product.
-    """
-    found: dict[str, Variant] = {}
-    for word in [w.strip() for w in (text or ",".join(PRODUCTS)).split(",") if w.strip()]:
-        match = VARIANT.fullmatch(word)
-        if match is None or match["seeds"] == "0":
-            raise InputError(f"--products: {word!r} cannot be read: write PRODUCT[+POWERS][:SEEDS]")
-        try:
-            find(match["product"], PRODUCTS, "product")
-            find(match["powers"] or "clebsch_gordan", POWERS, "node product")
-        except ValueError as error:
-            raise InputError(f"--products: {error}") from None
-        variant = Variant(match["product"], match["powers"], int(match["seeds"] or seeds))
-        if variant.name in found:
-            raise InputError(f"--products names {variant.name} twice: leave one of them out")
-        found[variant.name] = variant
-    if not found:
-        raise InputError("--products names nothing: leave it out for all")
-    return list(found.values())
 
 
 def fix_split(experiment: Experiment, options: TrainOptions, out: Path) -> TrainOptions:
@@ -132,7 +95,10 @@ def _other(out: Path, what: str) -> InputError:
 
 
 def train_all(variants: Sequence[Variant], work: Work) -> dict[Variant, dict[str, Any]]:
-    """Probe and train every variant; what is told of each, by variant, with its finished runs.
+    """Probe, train and simulate with every variant.
+
+    Returns:
+        What was told of each, with its finished `runs` and their simulations, `nve`.
 
     Raises:
         InputError: the folder holds another comparison, or nothing could be trained.
@@ -154,6 +120,7 @@ def train_all(variants: Sequence[Variant], work: Work) -> dict[Variant, dict[str
             found[variant] = plan
     if not found:
         raise InputError(f"nothing could be trained: {refused[0]}")
+    _simulate(found, work, refuse)
     return found
 
 
@@ -219,6 +186,43 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
     _work_off([jobs[key] for key in order], work, ended)
 
 
+def _simulate(
+    found: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[str], None]
+) -> None:
+    """Adds the answers of the simulations at constant energy to what is found, as `nve`."""
+    answers = {
+        f"{variant.name}-{seed}": work.out / f"{variant.name}-{seed}.nve.json"
+        for variant, plan in found.items()
+        for seed in (plan["runs"] if work.nve_ps else ())
+    }
+    asked = bench_drift.asked(work.nve_ps, work.time_step)
+
+    def read(name: str) -> dict[str, Any]:
+        """The answer to what is asked now, if it is there."""
+        file = answers.get(name)
+        answer = json.loads(file.read_text()) if file is not None and file.exists() else {}
+        return answer if asked.items() <= answer.items() else {}
+
+    length = [str(work.nve_ps), str(work.time_step)]
+    jobs = [
+        Job(name, "eqnet.bench_drift", [str(work.out / f"{name}.yaml"), str(file), *length])
+        for name, file in answers.items()
+        if not read(name)
+    ]
+    if jobs:
+        work.tell(f"simulations left: {len(jobs)} of {work.nve_ps:g} ps each")
+
+    def ended(job: Job, code: int, error: str) -> None:
+        if code:
+            refuse(f"{job.name}: {error}")
+        elif why := read(job.name)["unstable"]:
+            work.tell(f"{job.name}: the simulation is unstable: {why}")
+
+    _work_off(jobs, work, ended)
+    for variant, plan in found.items():
+        plan["nve"] = [x for x in (read(f"{variant.name}-{seed}") for seed in plan["runs"]) if x]
+
+
 def _work_off(jobs: Sequence[Job], work: Work, ended: Callable[[Job, int, str], None]) -> None:
     signal = work_off(jobs, work.places, ended)
     if signal is not None:
@@ -231,10 +235,8 @@ def _write_config(variant: Variant, work: Work, seed: int, values: dict[str, Any
     Raises:
         InputError: the folder holds another comparison.
     """
-    chosen = {"product": variant.product, "node_product": variant.powers, "seed": seed}
-    if variant.product != "cp":
-        chosen["rank"] = None
-    options = work.options.replace({**chosen, "work_dir": str(work.out), **values})
+    values = {"seed": seed, "work_dir": str(work.out), **values}
+    options = variant.applied(work.options).replace(values)
     path = work.out / f"{values['name']}.yaml"
     header = "".join(f"# {role} {digest}\n" for role, digest in sorted(work.files.items()))
     text = header + yaml.safe_dump(plain(options.flat()), sort_keys=False)
@@ -277,16 +279,14 @@ def rows(
         speeds: what else was measured, by name of the variant.
         work: what they did.
     """
-    config_class = config_class_of(work.options.model.model)
-    has_powers = "node_product" in getattr(config_class, "__dataclass_fields__", {})
     return [
         {
-            "product": variant.product,
-            "node_product": _powers(variant) if has_powers else "",
+            **variant.columns(work.options),
             "seeds": len(plan["runs"]),
             **_lengths(plan),
             **speeds[variant.name],
             "peak_rss_mb": plan["peak_rss_mb"],
+            **bench_drift.columns(plan["nve"]),
             **_errors(list(plan["runs"].values())),
         }
         for variant, plan in found.items()
@@ -296,12 +296,6 @@ def rows(
 def _finished(run: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Whether a run has ended, at the length of the plan."""
     return bool(run.get("complete")) and run["limits"]["max_num_epochs"] == plan["epochs"]
-
-
-def _powers(variant: Variant) -> str:
-    """Name of the product of the powers, as a model chooses it."""
-    chosen = power_class(variant.product, variant.powers or "")
-    return next(name for name, powers in POWERS.items() if powers is chosen)
 
 
 def _lengths(plan: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from eqnet.verlet_list import VerletList
 T = TypeVar("T")
 FRAME_BYTES = 2**26  # of frames kept on the device within one block
 MAX_BLOCK = 1000  # steps
+LOUD = 10.0  # meV/atom of fluctuation about a conserved energy, a hundred times a sound run's
 HOTTEST = 1e5  # kelvin; beyond it nothing is a simulation of atoms any more
 
 

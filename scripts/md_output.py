@@ -13,9 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from eqnet.errors import InputError
-from eqnet.simulate import Block, Simulation, drift
-
-LOUD = 10.0  # meV/atom of fluctuation, a hundred times that of a sound run
+from eqnet.simulate import LOUD, Block, Simulation, drift
 
 LINE_SECONDS = 10.0  # between lines when the output is no terminal
 

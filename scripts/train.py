@@ -58,7 +58,7 @@ INSTEAD = (
     {"num_train", "split_file"},
     {"num_valid", "valid_fraction", "valid_file", "split_file"},
     {"num_test", "test_fraction", "test_file", "split_file"},
-    {"num_channels", "hidden_irreps"},
+    {"num_channels", "hidden_irreps", "preset"},
     {"max_num_epochs", "max_num_steps"},
 )
 

@@ -1,29 +1,40 @@
-"""`eqnet bench train`: a tiny comparison, and the same command again; mistakes."""
+"""`eqnet bench train`: tiny comparisons, and the same command again; mistakes."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_run
+from ase import units
 from ase.io import write
+from ase.md.verlet import VelocityVerlet
+from flax import nnx
 
-from eqnet import bench_jobs
+from eqnet import bench_drift, bench_jobs
+from eqnet import bench_train as comparison
 from eqnet.bench_jobs import Job, Running, share_cores, work_off
-from eqnet.bench_train import Variant, Work, fix_split, read_variants, rows
+from eqnet.bench_train import Work, fix_split, rows, train_all
+from eqnet.bench_variants import ModelVariant, ProductVariant, read_models, read_products
+from eqnet.calculator import EqnetCalculator
 from eqnet.data.frame import to_atoms
 from eqnet.errors import InputError
 from eqnet.experiment import prepare
-from eqnet.options import TrainOptions, resolve_choices
+from eqnet.models import MACE, MODELS, MACEConfig
+from eqnet.options import RunOptions, TrainOptions, resolve_choices
+from eqnet.potential import Potential
 from eqnet.run_folder import read_yaml
 from eqnet.scripts import bench_train, run
+from eqnet.velocities import draw_velocities
 
 TINY = (
     "--num_channels 2 --max_L 0 --max_ell 1 --num_interactions 1 --radial_MLP 4 "
@@ -31,15 +42,126 @@ TINY = (
 ).split()
 
 
-def test_variants() -> None:
-    found = read_variants("clebsch_gordan:3, gaunt+matrix ,cp", 2)
+def test_products() -> None:
+    found = read_products("clebsch_gordan:3, gaunt+matrix ,cp", 2)
     assert found == [
-        Variant("clebsch_gordan", None, 3),
-        Variant("gaunt", "matrix", 2),
-        Variant("cp", None, 2),
+        ProductVariant("clebsch_gordan", None, 3),
+        ProductVariant("gaunt", "matrix", 2),
+        ProductVariant("cp", None, 2),
     ]
     assert [variant.name for variant in found] == ["clebsch_gordan", "gaunt+matrix", "cp"]
-    assert {"clebsch_gordan", "so2"} < {variant.product for variant in read_variants(None, 1)}
+    assert {"clebsch_gordan", "so2"} < {variant.product for variant in read_products(None, 1)}
+
+
+def test_models() -> None:
+    options = TrainOptions().replace({"preset": "medium"})
+    found = read_models("mace:small:3, nequip:large ,nequip:4,mace", 2, options)
+    assert found == [
+        ModelVariant("mace", "small", 3),
+        ModelVariant("nequip", "large", 2),
+        ModelVariant("nequip", "medium", 4),
+        ModelVariant("mace", "medium", 2),
+    ]
+    assert found[0].name == "mace-small"
+    assert found[0].columns(options) == {
+        "model": "mace",
+        "preset": "small",
+        "product": "clebsch_gordan",
+    }
+    assert {v.model for v in read_models("all", 1, TrainOptions())} == set(MODELS)
+
+
+def test_models_train_with_their_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans, options and rows, with answers in the place of the processes."""
+    done: list[str] = []
+
+    def answer(jobs: Sequence[Job], places: Any, ended: Any) -> None:
+        for job in jobs:
+            done.append(f"{job.name} {job.module}")
+            number = 1 + len(done)
+            if job.module == "eqnet.bench_probe":
+                times = {"train_cpu": number / 4, "valid_cpu": 0.0, "platform": "cpu"}
+                Path(job.words[1]).write_text(json.dumps({**times, "peak_rss_mb": 100.0 * number}))
+            elif job.module == "eqnet.scripts.train":
+                limits = {"max_num_epochs": read_yaml(Path(job.words[1]))["max_num_epochs"]}
+                run = {"complete": True, "limits": limits, "epochs": 4, "loop_cpu_seconds": 8.0}
+                folder = tmp_path / job.name
+                folder.mkdir()
+                (folder / "results.json").write_text(json.dumps({**run, "forces_rmse": number}))
+            else:
+                length = {"asked_ps": float(job.words[2]), "time_step_fs": float(job.words[3])}
+                drift = None if job.name == "nequip-1" else -0.5 * number
+                simulation = {
+                    "drift_mev_per_atom_ps": drift,
+                    "unstable": "hot" if not drift else None,
+                }
+                simulation |= {"fluctuation_mev_per_atom": 0.1, "temperature_k": 300.0}
+                Path(job.words[1]).write_text(
+                    json.dumps({**length, **simulation, "peak_rss_mb": 9})
+                )
+            ended(job, 0, "")
+
+    monkeypatch.setattr(comparison, "work_off", answer)
+    variants, options = read_models("mace:large,nequip:2", 1, TrainOptions()), TrainOptions()
+    work = Work(options, {}, 0.1, tmp_path, [None], lambda text: None, nve_ps=1.0, time_step=0.25)
+    found = train_all(variants, work)
+    assert done == [
+        *("mace-large eqnet.bench_probe", "nequip eqnet.bench_probe"),
+        *(f"{name} eqnet.scripts.train" for name in ("mace-large-0", "nequip-0", "nequip-1")),
+        *(f"{name} eqnet.bench_drift" for name in ("mace-large-0", "nequip-0", "nequip-1")),
+    ]
+    config = read_yaml(tmp_path / "mace-large-0.yaml")
+    assert (config["model"], config["preset"], config["max_num_epochs"]) == ("mace", "large", 12)
+    config = read_yaml(tmp_path / "nequip-1.yaml")
+    assert (config["model"], config["preset"], config["seed"]) == ("nequip", None, 1)
+    assert config["max_num_epochs"] == 8
+    speeds = {variant.name: {"force_ms": 2.0} for variant in variants}
+    mace, nequip = rows(found, speeds, work)
+    assert (mace["model"], mace["preset"], mace["seeds"]) == ("mace", "large", 1)
+    assert (mace["nve_drift"], mace["nve_drifts"], mace["nve_unstable"]) == (3.5, [-3.5], 0)
+    assert (nequip["nve_drift"], nequip["nve_drifts"]) == (None, [-4.0, None])
+    assert (nequip["nve_unstable"], nequip["nve_simulations"]) == (1, 2)
+    assert (nequip["forces_rmse"], nequip["peak_rss_mb"]) == (5.5, 300.0)
+
+    done.clear()
+    train_all(variants, work)
+    assert done == []
+    train_all(variants, dataclasses.replace(work, nve_ps=2.0))  # another length, the same trainings
+    assert [name.split(".")[-1] for name in done] == ["bench_drift"] * 3
+
+
+def test_drift_of_a_simulation() -> None:
+    """Against ASE's velocity Verlet with the calculator, and numpy's straight line."""
+    frame = small_run.frames(1)[0]
+    elements = tuple(sorted({int(z) for z in frame.numbers}))
+    config = MACEConfig(elements, r_max=3.0, num_channels=2, max_L=0, max_ell=1, correlation=1)
+    potential = Potential(
+        MACE(config, rngs=nnx.Rngs(0)),
+        elements=elements,
+        cutoff=config.r_max,
+        atomic_energies=[-1.0] * len(elements),
+        scale=[3.0] * len(elements),
+        shift=[0.5] * len(elements),
+    )
+    found = bench_drift.measure(potential, frame, RunOptions(), 0.02, 0.5)
+    atoms = to_atoms(frame)
+    draw_velocities(atoms, 300.0, 0, conserving=True)
+    atoms.calc = EqnetCalculator(potential)
+    energies = [atoms.get_total_energy()]
+    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
+    for _ in range(40):
+        verlet.run(1)
+        energies.append(atoms.get_total_energy())
+    time_ps = 0.0005 * np.arange(41)
+    line = np.polyfit(time_ps, 1000 * np.array(energies) / len(atoms), 1)
+    rest = 1000 * np.array(energies) / len(atoms) - np.polyval(line, time_ps)
+    assert found["steps"] == 40 and found["unstable"] is None
+    assert found["fluctuation_mev_per_atom"] == pytest.approx(rest.std(), rel=0.02)
+    assert found["drift_mev_per_atom_ps"] == pytest.approx(line[0], rel=0.02)
+
+    long_steps = bench_drift.measure(potential, frame, RunOptions(), 20.0, 50.0)
+    assert long_steps["drift_mev_per_atom_ps"] is None
+    assert long_steps["unstable"]
 
 
 def test_a_comparison_and_the_same_command_again(
@@ -48,11 +170,11 @@ def test_a_comparison_and_the_same_command_again(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_train, "SECONDS", 0.05)
     words = ["train", *TINY, "--products", "clebsch_gordan,gaunt_bracket", "--minutes", "0.005"]
-    words += ["--csv", "table.csv", "--seed", "5"]
+    words += ["--csv", "table.csv", "--markdown", "table.md", "--seed", "5", "--nve_ps", "0.02"]
     assert run("bench", words) == 0
     out = capsys.readouterr().out
     assert "note: gaunt_bracket: the model cannot be made" in out
-    assert "runs left: 0" in out and "forces MAE" in out
+    assert "runs left: 0" in out and "clebsch_gordan  clebsch_gordan" in out
     row, folder = the_row("table.csv"), Path("bench_train/clebsch_gordan-5")
     result = json.loads((folder / "results.json").read_text())
     for key in ("forces_mae", "energy_mae", "energy_per_atom_mae", "forces_rmse"):
@@ -69,6 +191,15 @@ def test_a_comparison_and_the_same_command_again(
     for name in ("force_ms", "md_step_ms", "parameters", "s_per_epoch"):
         assert float(row[name]) > 0
     assert float(row["peak_rss_mb"]) > 50
+    assert float(row["md_rss_mb"]) > 50
+    simulation = json.loads(Path("bench_train/clebsch_gordan-5.nve.json").read_text())
+    assert simulation["steps"] == 40
+    slope = abs(simulation["drift_mev_per_atom_ps"])
+    assert float(row["nve_drift"]) == pytest.approx(slope, rel=1e-4)
+    header, line, values = Path("table.md").read_text().splitlines()
+    assert header.startswith("| product | powers | seeds | weights | epochs | training minutes |")
+    assert line.startswith("| --- | --- | ---: | ---: |")
+    assert values.endswith(f" | {slope:.2g} |")
 
     before = (folder / "log.txt").read_text()
     assert run("bench", words) == 0
@@ -114,9 +245,9 @@ def test_mean_and_deviation_over_seeds() -> None:
     errors = [{"forces_mae": 3.0}, {"forces_mae": 5.0}]
     times = [{"loop_cpu_seconds": 50.0, "epochs": 4}, {"loop_cpu_seconds": 70.0, "epochs": 8}]
     runs = {seed: errors[seed] | times[seed] for seed in (0, 1)}
-    plan = {"platform": "cpu", "epochs": 12, "peak_rss_mb": 1.0, "runs": runs}
-    work = Work(TrainOptions(), {}, 1.0, Path(), [None], print)
-    (row,) = rows({Variant("cp", "gaunt", 2): plan}, {"cp+gaunt": {"force_ms": 2.0}}, work)
+    plan = {"platform": "cpu", "epochs": 12, "peak_rss_mb": 1.0, "runs": runs, "nve": []}
+    work = Work(TrainOptions(), {}, 1.0, Path(), [None], print, nve_ps=0.0, time_step=0.5)
+    (row,) = rows({ProductVariant("cp", "gaunt", 2): plan}, {"cp+gaunt": {"force_ms": 2.0}}, work)
     assert (row["product"], row["node_product"], row["seeds"]) == ("cp", "gaunt", 2)
     assert (row["epochs"], row["train_minutes"], row["s_per_epoch"]) == (6, 1.0, 10.0)  # done
     assert (row["forces_mae"], row["forces_mae_std"]) == (4.0, pytest.approx(2**0.5))
@@ -134,6 +265,16 @@ def test_mean_and_deviation_over_seeds() -> None:
         (["--products", "gaunt,gaunt:2"], "--products names gaunt twice"),
         (["--products", ","], "--products names nothing"),
         (["--products", "gaunt", "--rank", "4"], "--rank has no effect without cp"),
+        (["--models", "mace", "--products", "cp"], "--products and --models exclude each other"),
+        (["--models", "mace", "--model", "nequip"], "--model has no effect here, --models decides"),
+        (["--models", "mase"], "--models: there is no --model mase; did you mean mace?"),
+        (["--models", "mace:tiny"], "--models: there is no --preset tiny; there are small"),
+        (["--models", "mace:0"], "'mace:0' cannot be read: write MODEL[:PRESET][:SEEDS]"),
+        (["--models", "mace,mace:2"], "--models names mace twice"),
+        (["--models", "nequip", "--correlation", "2"], "--correlation has no effect on --model"),
+        (["--models", "mace:small", "--preset", "large"], "--preset has no effect where all"),
+        (["--nve_ps", "-1"], "--nve_ps must be 0 or at least a step long"),
+        (["--time_step", "0"], "--time_step must be greater than 0"),
         (["--minutes", "0"], "--minutes must be greater than 0"),
         (["--seeds", "0"], "--seeds must be greater than 0"),
         (["--jobs", "1000"], "--jobs 1000 on 1 cores each need 1000 cores"),
