@@ -9,6 +9,6 @@ from eqnet.models.tdn import TDN, TDNConfig
 MODELS = {
     "mace": (MACEConfig, MACE),
     "nequip": (NequIPConfig, NequIP),
-    "esen": (ESENConfig, ESEN),,
+    "esen": (ESENConfig, ESEN),
     "tdn": (TDNConfig, TDN),
 }
