@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -53,6 +53,45 @@ def of_file(path: str, methods: str, dtype: str) -> list[Case]:
     return [case(method) for method in wanted]
 
 
+def of_models(
+    options: ModelOptions,
+    models: str,
+    presets: str | None,
+    products: str | None,
+    methods: str,
+    dtype: str,
+    frames: Sequence[Frame],
+) -> list[Case]:
+    """Models by presets, each with its own product or the given ones.
+
+    Args:
+        options: of all models; their preset is that of the models that name none.
+        models: MODEL[:PRESET], comma by comma, or 'all'.
+        presets: names, comma by comma, or 'all' of each: those of the models that name none.
+        products: as `of_configuration`.
+        methods: as `of_configuration`.
+        dtype: precision of the weights.
+        frames: structures that the models must suit.
+
+    Raises:
+        InputError: there is no such model or preset, or the options do not go together.
+    """
+    words = list(MODELS) if models == "all" else _split(models, "models")
+    for option, value in (("preset", options.preset), ("presets", presets)):
+        if value is not None and all(":" in word for word in words):
+            raise InputError(f"--{option} has no effect where all --models name their own")
+    cases = []
+    for model, colon, own in (word.partition(":") for word in words):
+        chosen: list[str | None] = [own if colon else options.preset]
+        if presets is not None and not colon:
+            known = config_class_of(model).PRESETS
+            chosen = [*(known if presets == "all" else _split(presets, "presets"))]
+        for preset in chosen:
+            one = replace(options, model=model, preset=preset)
+            cases += of_configuration(one, products, methods, dtype, frames)
+    return cases
+
+
 def of_configuration(
     options: ModelOptions,
     products: str | None,
@@ -93,7 +132,8 @@ def of_configuration(
             config = make_config(config_class, values, elements=elements, neighbors=neighbors)
             make = _maker(options, config, method, dtype)
             settings = (options.model, asdict(config), options.pair_repulsion)
-            cases.append(Case(product, _powers(product, powers), method, make, *settings))
+            case = Case(product, _powers(product, powers), method, make, *settings)
+            cases.append(replace(case, preset=options.preset or ""))
     missing = set(_split(methods, "methods")) - {case.method for case in cases} - {"all"}
     if missing:
         known = ", ".join(dict.fromkeys(m for p in names for m in _methods(p, "", "all")))

@@ -49,6 +49,13 @@ class Case:
     model: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     pair_repulsion: bool = False
+    preset: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        words = (self.model, self.preset, self.product, self.node_product, self.method)
+        return " ".join(word for word in words if word)
 
 
 @dataclass(frozen=True)
@@ -173,14 +180,15 @@ def run(
         training: dict[str, Training] = {}
         kept: dict[str, Case] = {}
         for case in cases:
-            name = f"{case.product} {case.node_product} {case.method}"
+            name = case.name
             try:
                 inference[name] = Inference(case, work)
                 if work.batch:
                     training[name] = Training(inference[name].potential, work)
             except ValueError as reason:
                 inference.pop(name, None)
-                tell(f"{case.product}, method {case.method}: {reason}")
+                words = f"{case.product}, method {case.method} of {case.model} {case.preset}"
+                tell(f"{words.strip()}: {reason}")
                 continue
             kept[name] = case
         if not kept:
@@ -241,6 +249,8 @@ def _row(
     return {
         "library": "eqnet",
         "versions": ", ".join(f"{name} {machine.versions[name]}" for name in ("eqnet", "jax")),
+        "model": case.model,
+        "preset": case.preset,
         "product": case.product,
         "node_product": case.node_product,
         "method": _method(case, program.potential.model),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Columns that only a table with rivals has, and those that it has no room for.
 BESIDE_RIVALS, ALONE = ("library", "ratio", "MB", "train ratio"), ("of peak", "temp MB")
+# The same of a table of models.
+OF_MODELS, OF_ONE_MODEL = ("model", "preset", "train step ms"), ("powers", "of peak")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class ModelBenchOptions:
     """Which frame of the file gets energy and forces, from 0."""
     batch_size: int = 5
     """Structures of a step of training, the first of the file; 0 to leave the training out."""
+    models: Annotated[str | None, default("that of --model", "NAME,NAME")] = None
+    """Models to compare, each MODEL[:PRESET], as "mace:small,nequip", or all."""
+    presets: Annotated[str | None, default("that of --preset", "NAME,NAME")] = None
+    """Presets to compare of the --models that name none, or all."""
     products: Annotated[str | None, default("that of the model", "NAME,NAME")] = None
     """Tensor products to compare, or all."""
     methods: Annotated[str | None, default("default", "NAME,NAME")] = None
@@ -133,30 +139,33 @@ def _check_model(options: ModelBenchOptions) -> None:
     plain, model = ModelOptions(), options.options
     given = [f.name for f in fields(model) if getattr(model, f.name) != getattr(plain, f.name)]
     if options.model_file is not None:
-        if options.products is not None:
-            given.append("products")
+        given += [n for n in ("models", "presets", "products") if getattr(options, n) is not None]
         given = [name for name in given if name != "method"]
         if given:
             raise InputError(f"--{given[0]} has no effect on a model file: leave one of them out")
         if not Path(options.model_file).is_file():
             raise InputError(f"{options.model_file}: no such model file")
     check(TrainOptions(model=model))
-    if options.products is not None and model.product is not None:
-        raise InputError("--product and --products say the same thing twice: give one of them")
-    if options.methods is not None and model.method != "default":
-        raise InputError("--method and --methods say the same thing twice: give one of them")
+    for name in ("model", "preset", "product", "method"):
+        if getattr(options, f"{name}s") is not None and name in given:
+            raise InputError(f"--{name} and --{name}s say the same thing twice: give one of them")
+    if options.presets is not None and options.models is None:
+        raise InputError("--presets has no effect without --models: add it, such as --models mace")
     outputs = {name: getattr(options, name) for name in ("csv", "json")}
     check_outputs(outputs, SUFFIXES)
 
 
 def _cases(options: ModelBenchOptions, frames: Sequence[Frame]) -> list[Case]:
-    """Products x methods, each with a function that makes the model."""
-    from eqnet.bench_cases import of_configuration, of_file
+    """Models x products x methods, each with a function that makes the model."""
+    from eqnet.bench_cases import of_configuration, of_file, of_models
 
     methods = options.methods or options.options.method
     if options.model_file is not None:
         return of_file(options.model_file, methods, options.dtype)
-    return of_configuration(options.options, options.products, methods, options.dtype, frames)
+    how = (options.products, methods, options.dtype, frames)
+    if options.models is not None:
+        return of_models(options.options, options.models, options.presets, *how)
+    return of_configuration(options.options, *how)
 
 
 def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -166,7 +175,9 @@ def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
     time = "cpu_ms_min" if first["cpu_ms_min"] and not _on_device() else "wall_ms_min"
     cells = [_cells(row, time) for row in rows]
     rivals = any(row["library"] != "eqnet" for row in rows)
-    columns = [name for name in cells[0] if name not in (ALONE if rivals else BESIDE_RIVALS)]
+    several = len({(row["model"], row["preset"]) for row in rows if "model" in row}) > 1
+    hidden = {*(ALONE if rivals else BESIDE_RIVALS), *(OF_ONE_MODEL if several else OF_MODELS)}
+    columns = [name for name in cells[0] if name not in hidden]
     table = Table(*columns, box=None)
     for line in cells:
         table.add_row(*(line[name] for name in columns))
@@ -208,6 +219,8 @@ def _cells(row: dict[str, Any], time: str) -> dict[str, str]:
     trained = "train_structures_per_cpu_s" if time == "cpu_ms_min" else "train_structures_per_s"
     return {
         "library": row["library"],
+        "model": row.get("model", ""),
+        "preset": row.get("preset", ""),
         "product": row["product"],
         "powers": row["node_product"],
         "method": row["method"],
@@ -218,6 +231,7 @@ def _cells(row: dict[str, Any], time: str) -> dict[str, str]:
         "temp MB": shown("temporary_mb", "{:.1f}"),
         "MB": f"{row['peak_rss_mb']:.0f}",
         "weights": str(row["parameters"]),
+        "train step ms": shown(f"train_{time}", "{:.1f}"),
         "train structures/s": shown(trained, "{:.1f}"),
         "train ratio": shown("train_ratio", "{:.2f}"),
     }

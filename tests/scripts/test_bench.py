@@ -14,8 +14,12 @@ import pytest
 from flax import nnx
 
 from eqnet import model_file
+from eqnet.bench_cases import of_models
+from eqnet.data.demo import demo_path
+from eqnet.data.read import read
 from eqnet.errors import InputError
-from eqnet.models import MACE, MACEConfig
+from eqnet.model_options import ModelOptions
+from eqnet.models import MACE, MODELS, MACEConfig
 from eqnet.ops import choose
 from eqnet.potential import Potential
 from eqnet.scripts import run
@@ -61,6 +65,14 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model", "--methods", "quick"], "no product here has a method 'quick'; there is"),
         (["model", "--product", "gaunt", "--products", "gaunt"], "say the same thing twice"),
         (["model", "--method", "rows", "--methods", "rows"], "say the same thing twice"),
+        (["model", "--models", "mace,mase"], "there is no --model mase; did you mean mace?"),
+        (["model", "--models", "mace:tiny"], "there is no --preset tiny; there are small, medium"),
+        (["model", "--models", "mace", "--preset", "small", "--presets", "all"], "the same thing"),
+        (["model", "--models", "mace", "--model", "nequip"], "--model and --models say the same"),
+        (["model", "--models", "mace:small", "--presets", "all"], "--presets has no effect where"),
+        (["model", "--models", "mace:small", "--preset", "large"], "--preset has no effect where"),
+        (["model", "--presets", "all"], "--presets has no effect without --models"),
+        (["model", "x.eqnet", "--models", "mace"], "--models has no effect on a model file"),
         (["model", "--rivals", "nequip=python"], "--rivals: there is no 'nequip'; there is mace-"),
         (["model", "--rivals", "mlip=none/python"], "there is no such interpreter; write mlip=PY"),
         (["model", "--rivals", "mlip"], "--rivals mlip=: there is no such interpreter"),
@@ -139,6 +151,29 @@ def test_configurations_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture
         assert 0 < row["compile_cpu_s"] < row["first_force_cpu_s"]
         assert 0 < row["matmul_peak_fraction"] < 1
         assert row["peak_rss_mb"] > 50
+
+
+def test_presets_of_models() -> None:
+    options, frame = ModelOptions(r_max=4.0, preset="large"), read(str(demo_path())).frames[0]
+    every = {(m, p) for m, (config, _) in MODELS.items() for p in config.PRESETS}
+    cases = of_models(ModelOptions(), "all", "all", None, "default", "float32", [frame])
+    assert {(case.model, case.preset) for case in cases} == every
+    cases = of_models(options, "mace:small,nequip", None, None, "default", "float32", [frame])
+    assert [(case.model, case.preset) for case in cases] == [("mace", "small"), ("nequip", "large")]
+    for case in cases:
+        preset = MODELS[case.model][0].PRESETS[case.preset]
+        assert {**case.config, **preset, "r_max": 4.0} == case.config
+
+
+def test_models_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.json"
+    words = [*SMALL, "--models", "mace,nequip:large", "--presets", "small"]
+    words += ["--batch_size", "0", "--seconds", "0.05", "--json", str(file)]
+    assert run("bench", ["model", *words]) == 0
+    out = capsys.readouterr().out
+    assert "model" in out and "preset" in out
+    rows = json.loads(file.read_text())["rows"]
+    assert [(r["model"], r["preset"]) for r in rows] == [("mace", "small"), ("nequip", "large")]
 
 
 def test_auto_says_what_it_chose(
