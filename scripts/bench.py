@@ -4,7 +4,9 @@ eqnet bench ops --l_max 1 2 3 4 --threads 1 --csv ops.csv --plot ops.png
 eqnet bench ops --use node --products gaunt,clebsch_gordan --paths all
 eqnet bench model model.eqnet --structures water.xyz --methods all
 eqnet bench model --products clebsch_gordan,gaunt --structures water.xyz --json out.json
+eqnet bench model --models all --presets all --structures water.xyz --threads 1
 eqnet bench train water.xyz --num_test 100 --products clebsch_gordan:3,gaunt:3,cp --minutes 10
+eqnet bench train water.xyz --num_test 100 --models mace:small,nequip:small:3 --minutes 10
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ USAGE = """usage: eqnet bench {ops,model,train} [options]
 Measure on this machine what tensor products or whole models cost, and what they are worth.
 
   ops    every product x method, and other libraries that are installed, at the same tasks
-  model  energy and forces, and training, of a model file or of any configuration
-  train  test errors of models that trained on your data for the same time
+  model  energy and forces, and training, of a model file, of any configuration, or of all presets
+  train  test errors of products or models that trained on your data for the same time
 
 `eqnet bench ops --help` and the like list the options."""
 

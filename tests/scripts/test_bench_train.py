@@ -29,11 +29,13 @@ from eqnet.calculator import EqnetCalculator
 from eqnet.data.frame import to_atoms
 from eqnet.errors import InputError
 from eqnet.experiment import prepare
+from eqnet.model_options import ModelOptions
 from eqnet.models import MACE, MODELS, MACEConfig
-from eqnet.options import RunOptions, TrainOptions, resolve_choices
+from eqnet.options import RunOptions, TrainOptions, check, resolve_choices
 from eqnet.potential import Potential
 from eqnet.run_folder import read_yaml
 from eqnet.scripts import bench_train, run
+from eqnet.scripts.command_line import from_file
 from eqnet.velocities import draw_velocities
 
 TINY = (
@@ -69,6 +71,16 @@ def test_models() -> None:
         "product": "clebsch_gordan",
     }
     assert {v.model for v in read_models("all", 1, TrainOptions())} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", ["models_ethanol.yaml", "models_acac.yaml"])
+def test_recipes_suit_all_models(name: str) -> None:
+    """Every model has all options that are set, and no preset loses a value to them but r_max."""
+    recipe = from_file(TrainOptions, Path(bench_train.__file__).parent / "recipes" / name)
+    options = TrainOptions().replace(recipe)
+    check(options)
+    assert read_models("all", 1, options)
+    assert {field.name for field in dataclasses.fields(ModelOptions)} & set(recipe) == {"r_max"}
 
 
 def test_models_train_with_their_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
