@@ -37,11 +37,17 @@ def declared_error(potential: nnx.Module) -> float:
     return max(declared, default=0.0)
 
 
-def orientations(frames: Sequence[Frame]) -> list[np.ndarray]:
-    """Random elements of O(3), [3, 3] each, every second one improper; few for many atoms."""
+def group_of(potential: nnx.Module) -> str:
+    """What the model is meant to be invariant under: 'O3', or 'SO3' if its configuration says."""
+    config = getattr(getattr(potential, "model", None), "config", None)
+    return getattr(config, "group", "O3")
+
+
+def orientations(frames: Sequence[Frame], group: str = "O3") -> list[np.ndarray]:
+    """Random elements of a group, [3, 3] each, see `random_elements`; few for many atoms."""
     rng = np.random.default_rng(0)
     turns = max(2, min(TURNS, MAX_ATOMS // sum(map(len, frames))))
-    return list(random_elements(rng, turns))
+    return list(random_elements(rng, turns, group))
 
 
 def turned(frame: Frame, element: np.ndarray) -> Frame:
@@ -68,10 +74,12 @@ def answers_and_error(
     Returns:
         One answer per frame, and the equivariance error: root mean square and largest difference
         of |E(Rx) - E(x)| in meV per atom (`energy_per_atom_rmse`, `energy_per_atom_max`) and of the
-        components of F(Rx) - R F(x) in meV/A (`forces_rmse`, `forces_max`) over random R of O(3);
-        the numbers of `structures` and `turns`; and `declared`, see `declared_error`.
+        components of F(Rx) - R F(x) in meV/A (`forces_rmse`, `forces_max`) over random R of the
+        `group` of the model; the numbers of `structures` and `turns`; and `declared`, see
+        `declared_error`.
     """
-    elements = orientations(frames)
+    group = group_of(potential)
+    elements = orientations(frames, group)
     copies = [turned(frame, element) for element in elements for frame in frames]
     answers = evaluate(potential, [*frames, *copies], dtype="float64")
     found, rest = answers[: len(frames)], iter(answers[len(frames) :])
@@ -84,6 +92,7 @@ def answers_and_error(
     error = {
         "structures": len(frames),
         "turns": len(elements),
+        "group": group,
         "declared": declared_error(potential),
     }
     for name, differences in (
@@ -106,10 +115,12 @@ def sentence(error: Mapping[str, Any], force_rmse: float | None) -> str:
         f"{number(error[f'{name}_rmse'])} {unit} (largest {number(error[f'{name}_max'])})"
         for name, unit in (("energy_per_atom", "meV per atom"), ("forces", "meV/Å"))
     )
+    mirrored = error["group"] == "O3"
+    turning = "turning and mirroring" if mirrored else "turning"
     change = (
-        f"turning and mirroring {error['structures']} structures {error['turns']} times changes "
-        f"their energies by {energy} and the components of their forces by {forces}, root mean "
-        "square"
+        f"{turning} {error['structures']} structures {error['turns']} times changes their energies "
+        f"by {energy} and the components of their forces by {forces}, root mean square"
+        + ("" if mirrored else " (mirror images are told apart by choice)")
     )
     if is_rounding(error):
         return f"Equivariant to rounding: {change}."

@@ -23,6 +23,7 @@ from eqnet.equivariance import answers_and_error, declared_error, orientations, 
 from eqnet.evaluation import evaluate
 from eqnet.graph import AtomGraph, displacements, sum_rows
 from eqnet.metrics import number
+from eqnet.models.tdn import TDN, TDNConfig
 from eqnet.potential import Potential
 from eqnet.scripts import main, run
 
@@ -121,8 +122,22 @@ def test_orientations_are_of_o3() -> None:
     assert len(orientations(water * 1000)) == 2
 
 
+def test_a_model_of_so3_is_only_turned() -> None:
+    config = TDNConfig(
+        (1, 8), r_max=3.0, num_channels=2, max_L=1, num_interactions=1, num_heads=1,
+        num_radial_basis=4, radial_MLP=(4,), group="SO3",
+    )  # fmt: skip
+    with jax.enable_x64(True):
+        potential = morse_potential(elements=(1, 8))
+        potential.model = TDN(config, rngs=nnx.Rngs(0))
+    frames = [from_atoms(ice())]
+    _, error = answers_and_error(potential, frames)
+    assert error["group"] == "SO3" and error["forces_max"] < 1e-6
+    assert all(np.linalg.det(element) > 0 for element in orientations(frames, "SO3"))
+
+
 def test_sentences() -> None:
-    error = {"structures": 3, "turns": 8, "declared": 0.31}
+    error = {"structures": 3, "turns": 8, "declared": 0.31, "group": "O3"}
     error |= {"energy_per_atom_rmse": 0.5, "energy_per_atom_max": 1.25}
     error |= {"forces_rmse": 12.0, "forces_max": 40.0}
     text = sentence(error, 24.0)
@@ -137,6 +152,9 @@ def test_sentences() -> None:
         "That is small beside the error of the forces, 130 meV/Å."
     )
     assert sentence(error, None).endswith("root mean square.")
+    told = sentence(error | {"group": "SO3"}, None)
+    assert "0.310: turning 3 structures 8 times" in told
+    assert told.endswith("root mean square (mirror images are told apart by choice).")
 
 
 def test_a_run_with_a_low_rank_says_so_everywhere(
