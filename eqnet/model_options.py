@@ -20,7 +20,7 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace, nequip, tdn or esen."""
+    """Architecture: mace, nequip, tdn, esen or equiformer_v2."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -38,7 +38,7 @@ class ModelOptions:
     num_interactions: Annotated[int | None, default(MODEL, "INT")] = None
     """Message-passing layers."""
     num_heads: Annotated[int | None, default(MODEL, "INT")] = None
-    """Heads of the attention, a divisor of num_channels."""
+    """Heads of the attention; of tdn a divisor of num_channels."""
     num_radial_basis: Annotated[int | None, default(MODEL, "INT")] = None
     """Radial basis functions."""
     radial_basis: Annotated[Literal["gaussian", "bessel"] | None, default(MODEL)] = None
@@ -61,8 +61,6 @@ class ModelOptions:
     """How the products are computed: default, auto (the fastest here, timed once) or a name."""
     group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
     """O3, or SO3 for more paths in a model that tells mirror images apart."""
-    group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
-    """O3, or SO3 for more paths in a model that tells mirror images apart."""
     parity: Annotated[bool | None, default(MODEL, "/ --no_parity")] = None
     """Whether features between layers have both parities of every degree."""
     residual: Annotated[bool | None, default(MODEL, "/ --no_residual")] = None
@@ -71,9 +69,21 @@ class ModelOptions:
     """Whether the input of a layer is normalised."""
     m_max: Annotated[int | None, default(MODEL, "INT")] = None
     """Largest order |m| of features in the frames of edges."""
+    alpha_channels: Annotated[int | None, default(MODEL, "INT")] = None
+    """Numbers of a head that its attention weight is made of."""
+    value_channels: Annotated[int | None, default(MODEL, "INT")] = None
+    """Channels that a head sends."""
     hidden_channels: Annotated[int | None, default(MODEL, "INT")] = None
     """Hidden channels of messages."""
+    ffn_channels: Annotated[int | None, default(MODEL, "INT")] = None
+    """Hidden channels of the feed-forward networks."""
     edge_channels: Annotated[int | None, default(MODEL, "INT")] = None
     """Channels of the elements of an edge in the radial networks."""
+    activation: Annotated[Literal["gate", "s2"] | None, default(MODEL)] = None
+    """Nonlinearity of features: gate, or s2 for SiLU on a sphere, approximately equivariant."""
+    grid_resolution: Annotated[int | None, default("18 with s2", "INT")] = None
+    """Latitudes and azimuths of the sphere of s2."""
+    attention: Annotated[Literal["smooth", "softmax"] | None, default(MODEL)] = None
+    """Attention: smooth at the cutoff, or the plain softmax."""
     pair_repulsion: bool = False
     """Add the ZBL repulsion of the nuclei at short range."""

@@ -222,7 +222,8 @@ _POSITIVE = {
     "max_minutes", "patience", "eval_interval", "num_channels", "num_interactions", "correlation",
     "num_radial_basis", "num_cutoff_basis", "MLP_channels", "huber_delta", "num_train", "num_valid",
     "scheduler_patience", "start_stage_two", "stage_two_lr", "rank",
-    "hidden_channels", "edge_channels", "num_heads",
+    "hidden_channels", "edge_channels", "num_heads", "alpha_channels", "value_channels",
+    "ffn_channels", "grid_resolution",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight",

@@ -1,5 +1,6 @@
 """Models: AtomGraph -> energy of each atom. One file, one model, one configuration beside it."""
 
+from eqnet.models.equiformer_v2 import EquiformerV2, EquiformerV2Config
 from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
@@ -10,5 +11,6 @@ MODELS = {
     "mace": (MACEConfig, MACE),
     "nequip": (NequIPConfig, NequIP),
     "esen": (ESENConfig, ESEN),
+    "equiformer_v2": (EquiformerV2Config, EquiformerV2),
     "tdn": (TDNConfig, TDN),
 }

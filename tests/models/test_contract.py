@@ -17,6 +17,7 @@ from graphs import Structure, make_graph
 from eqnet.data.neighbors import neighbor_list
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
+from eqnet.models.equiformer_v2 import EquiformerV2, EquiformerV2Config
 from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
@@ -60,12 +61,21 @@ def esen(method: str = "default") -> nnx.Module:
     return ESEN(config, rngs=nnx.Rngs(1), method=method)
 
 
+def equiformer_v2(method: str = "default") -> nnx.Module:
+    config = EquiformerV2Config(
+        ELEMENTS, r_max=CUTOFF, num_channels=3, max_L=1, m_max=1, num_interactions=2, num_heads=2,
+        alpha_channels=4, value_channels=2, hidden_channels=3, ffn_channels=3, edge_channels=4,
+        num_radial_basis=6, avg_num_neighbors=4.0,
+    )  # fmt: skip
+    return EquiformerV2(config, rngs=nnx.Rngs(1), method=method)
+
+
 def nothing(graph: AtomGraph) -> jax.Array:
     return jnp.zeros_like(graph.positions[:, 0])
 
 
 # Networks in the frames of edges: they have one method and refuse another.
-FRAMES = ("esen",)
+FRAMES = ("esen", "equiformer_v2")
 # name -> model, and whether the potential adds the repulsion of the nuclei
 CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
@@ -74,6 +84,7 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "tdn": (tdn, False),
     "tdn, clebsch_gordan": (partial(tdn, product="clebsch_gordan", layers=1), False),
     "esen": (esen, False),
+    "equiformer_v2": (equiformer_v2, False),
     "repulsion": (lambda method="default": nothing, True),
 }
 
