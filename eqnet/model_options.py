@@ -20,7 +20,7 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace, nequip, tdn, esen or equiformer_v2."""
+    """Architecture: mace, nequip, tdn, esen, equiformer_v2 or tensornet."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -61,6 +61,8 @@ class ModelOptions:
     """How the products are computed: default, auto (the fastest here, timed once) or a name."""
     group: Annotated[Literal["O3", "SO3"] | None, default(MODEL)] = None
     """O3, or SO3 for more paths in a model that tells mirror images apart."""
+    envelope: Annotated[Literal["polynomial", "cosine"] | None, default(MODEL)] = None
+    """How edges end at the cutoff: with two continuous derivatives, or with one as published."""
     parity: Annotated[bool | None, default(MODEL, "/ --no_parity")] = None
     """Whether features between layers have both parities of every degree."""
     residual: Annotated[bool | None, default(MODEL, "/ --no_residual")] = None

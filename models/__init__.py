@@ -5,6 +5,7 @@ from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.models.tdn import TDN, TDNConfig
+from eqnet.models.tensornet import TensorNet, TensorNetConfig
 
 # The names of the command line: the configuration and the model.
 MODELS = {
@@ -13,4 +14,5 @@ MODELS = {
     "esen": (ESENConfig, ESEN),
     "equiformer_v2": (EquiformerV2Config, EquiformerV2),
     "tdn": (TDNConfig, TDN),
+    "tensornet": (TensorNetConfig, TensorNet),
 }

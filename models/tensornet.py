@@ -28,7 +28,7 @@ from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbo
 from eqnet.irreps import Irreps, IrrepsArray
 from eqnet.layers import Dense, Linear, one_hot, polynomial_cutoff, select
 from eqnet.norms import NormedMLP, NumberNorm
-from eqnet.ops import PRODUCTS, find, kernels
+from eqnet.ops import PRODUCTS, find, kernels, refuse_idle_bracket
 from eqnet.ops.blocks import neighbors_in_blocks
 from eqnet.ops.edge_pairs import EdgePairs, edge_pairs, pairs_to_slots, slots_to_pairs
 from eqnet.ops.factorised import Factorised
@@ -70,7 +70,15 @@ class TensorNetConfig:
     }
 
     def irreps(self) -> Irreps:
-        """Irreps of the node features: under reflections the skew part is a vector."""
+        """Irreps of the node features: under reflections the skew part is a vector.
+
+        Raises:
+            ValueError: there is no such group or envelope.
+        """
+        if self.group not in ("O3", "SO3"):
+            raise ValueError(f"group {self.group!r}: there are O3 and SO3")
+        if self.envelope not in ("polynomial", "cosine"):
+            raise ValueError(f"envelope {self.envelope!r}: there are polynomial and cosine")
         vector = "1o" if self.group == "O3" else "1e"
         return Irreps(f"{self.num_channels}x0e+{self.num_channels}x{vector}+{self.num_channels}x2e")
 
@@ -168,17 +176,26 @@ def node_product(config: TensorNetConfig) -> Factorised:
     """The product of the matrices of an atom, without weights.
 
     Raises:
-        ValueError: no product of this name, or it does not keep matrices as they are.
+        ValueError: no product of this name, or it does not make one such matrix of two; a group
+            without effect.
     """
     irreps = config.irreps()
-    fit = [name for name in PRODUCTS if _fits(PRODUCTS[name], irreps)]
     made = find(config.product, PRODUCTS, "product")
+    fit = [name for name, product in PRODUCTS.items() if _fits(product, irreps)]
     if config.product not in fit:
         raise ValueError(
-            f"TensorNet multiplies the matrices of an atom without weights, one sum for each of "
-            f"{irreps}, and {config.product} does not; products that do: {', '.join(fit)}"
+            f"TensorNet needs one sum of paths without weights for each irrep of {irreps}, "
+            f"which {config.product} does not make; products that do: {', '.join(fit)}"
         )
-    return cast("Factorised", made(irreps, irreps, irreps))
+    product = cast("Factorised", made(irreps, irreps, irreps))
+    refuse_idle_bracket([cast("Product", product)])
+    odd = any(sum(ir.l for ir in triple) % 2 for triple in product.declaration.couplings)
+    if config.group == "SO3" and not odd:
+        raise ValueError(
+            f"group SO3 has no effect: {config.product} has no path of odd l1 + l2 + l3, which "
+            "are all that SO3 adds; leave the group out"
+        )
+    return product
 
 
 def _fits(product: type[Product], irreps: Irreps) -> bool:

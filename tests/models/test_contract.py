@@ -22,6 +22,7 @@ from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.models.tdn import TDN, TDNConfig
+from eqnet.models.tensornet import TensorNet, TensorNetConfig
 from eqnet.ops import kernels, power_class
 from eqnet.potential import Potential
 
@@ -61,6 +62,11 @@ def esen(method: str = "default") -> nnx.Module:
     return ESEN(config, rngs=nnx.Rngs(1), method=method)
 
 
+def tensornet(method: str = "default") -> nnx.Module:
+    config = TensorNetConfig(ELEMENTS, r_max=CUTOFF, num_channels=3, num_radial_basis=6)
+    return TensorNet(config, rngs=nnx.Rngs(1), method=method)
+
+
 def equiformer_v2(method: str = "default") -> nnx.Module:
     config = EquiformerV2Config(
         ELEMENTS, r_max=CUTOFF, num_channels=3, max_L=1, m_max=1, num_interactions=2, num_heads=2,
@@ -85,6 +91,7 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "tdn, clebsch_gordan": (partial(tdn, product="clebsch_gordan", layers=1), False),
     "esen": (esen, False),
     "equiformer_v2": (equiformer_v2, False),
+    "tensornet": (tensornet, False),
     "repulsion": (lambda method="default": nothing, True),
 }
 
