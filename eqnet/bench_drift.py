@@ -22,6 +22,7 @@ from eqnet.device import computing, find_device
 from eqnet.errors import InputError
 from eqnet.experiment import prepare
 from eqnet.options import RunOptions
+from eqnet.potential import Potential
 from eqnet.run_folder import RunFolder, write
 from eqnet.simulate import LOUD, MAX_BLOCK, Simulation, Unstable, drift
 from eqnet.velocities import draw_velocities
@@ -55,7 +56,7 @@ def asked(ps: float, time_step: float) -> dict[str, float]:
 
 
 def measure(
-    potential: Any, frame: Frame, run: RunOptions, ps: float, time_step: float
+    potential: Potential, frame: Frame, run: RunOptions, ps: float, time_step: float
 ) -> dict[str, Any]:
     """Velocity Verlet at constant energy from one structure, with velocities of 300 K.
 

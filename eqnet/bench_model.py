@@ -165,6 +165,7 @@ def run(
     machine: Machine,
     tell: Callable[[str], None],
     rivals: Sequence[Rival] = (),
+    made: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure all cases, and rivals, in turn; one row of plain values for each.
 
@@ -174,6 +175,7 @@ def run(
         machine: its limits.
         tell: takes a line of text for each case that cannot be made.
         rivals: models of other libraries, which wait for their turns.
+        made: takes the name of each case that is compiled, for people who wait.
     """
     with jax.enable_x64(work.dtype == "float64"):
         inference: dict[str, Inference] = {}
@@ -191,6 +193,8 @@ def run(
                 tell(f"{words.strip()}: {reason}")
                 continue
             kept[name] = case
+            if made is not None:
+                made(name)
         if not kept:
             return []
         theirs = {rival.name: rival for rival in rivals}

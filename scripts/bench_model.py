@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -116,7 +116,8 @@ def main(argv: Sequence[str]) -> int:
     )
     refused: list[str] = []
     with bench_rival_models.started(interpreters, cases[0], work) as rivals:
-        rows = bench.run(cases, work, machine, refused.append, rivals)
+        made = _counter(console, len(cases)) if options.models is not None else None
+        rows = bench.run(cases, work, machine, refused.append, rivals, made)
     for row in rows:
         row.setdefault("import_cpu_s", import_cpu)  # of this process; those of rivals have theirs
     for line in refused:
@@ -128,6 +129,12 @@ def main(argv: Sequence[str]) -> int:
         _show_profile(console, rows[0]["profile"])
     write(options, machine, rows)
     return 0
+
+
+def _counter(console: Console, number: int) -> Callable[[str], None]:
+    """Says which of so many models is compiled."""
+    left = iter(range(1, number + 1))
+    return lambda name: console.print(f"{next(left)} of {number} compiled: {name}", highlight=False)
 
 
 def _check_model(options: ModelBenchOptions) -> None:

@@ -171,7 +171,7 @@ def test_models_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[
     words += ["--batch_size", "0", "--seconds", "0.05", "--json", str(file)]
     assert run("bench", ["model", *words]) == 0
     out = capsys.readouterr().out
-    assert "model" in out and "preset" in out
+    assert "2 of 2 compiled: nequip large" in out and "preset" in out
     rows = json.loads(file.read_text())["rows"]
     assert [(r["model"], r["preset"]) for r in rows] == [("mace", "small"), ("nequip", "large")]
 
