@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from e3nn_jax import Irrep, Irreps, MulIrrep
 from e3nn_jax import IrrepsArray as E3nnArray
 
-__all__ = ["Irrep", "Irreps", "IrrepsArray", "MulIrrep", "add", "regrouped", "spherical_irreps"]
+__all__ = [
+    "Irrep",
+    "Irreps",
+    "IrrepsArray",
+    "MulIrrep",
+    "add",
+    "regrouped",
+    "spherical_irreps",
+    "with_channels",
+]
 
 
 def regrouped(irreps: Irreps | str) -> Irreps:
@@ -35,6 +44,16 @@ def spherical_irreps(l_max: int) -> Irreps:
     1x0e+1x1o+1x2e
     """
     return Irreps([(1, (l, (-1) ** l)) for l in range(l_max + 1)])
+
+
+def with_channels(irreps: Irreps | str, number: int) -> Irreps:
+    """Each irrep that occurs, even scalars aside, `number` times.
+
+    >>> with_channels("2x0e+2x2e", 8)
+    8x2e
+    """
+    occurring = {ir for _, ir in Irreps(irreps) if ir != Irrep(0, 1)}
+    return regrouped(Irreps([(number, ir) for ir in occurring]))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -84,6 +103,12 @@ class IrrepsArray:
             part.reshape((*lead, ir.dim, mul))
             for (mul, ir), part in zip(self.irreps, parts, strict=True)
         ]
+
+    @property
+    def scalars(self) -> jax.Array:
+        """The even scalars, [..., mul]; there must be some."""
+        blocks = {ir: block for (_, ir), block in zip(self.irreps, self.blocks, strict=True)}
+        return blocks[Irrep(0, 1)][..., 0, :]
 
     def tree_flatten(self) -> tuple[tuple[Any], Irreps]:
         """The array is the only leaf; the irreps are static."""

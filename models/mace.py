@@ -8,6 +8,7 @@ that of mace-torch 0.3's ScaleShiftMACE; scale, shift and isolated-atom energies
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph
-from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps
+from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps, with_channels
 from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
 from eqnet.ops import (
     choose_convolution,
@@ -177,8 +178,7 @@ class Readout(nnx.Module):
     @jax.named_scope("readout")
     def __call__(self, x: IrrepsArray) -> jax.Array:
         """[N, irreps] -> [N]."""
-        scalars = {str(ir): b for (_, ir), b in zip(x.irreps, x.blocks, strict=True)}["0e"]
-        return self.mlp(scalars[:, 0, :])[:, 0]
+        return self.mlp(x.scalars)[:, 0]
 
 
 class MACE(nnx.Module):
@@ -189,9 +189,18 @@ class MACE(nnx.Module):
         rngs: source of the initial weights.
         method: how the products are computed: 'default', 'auto' for the fastest of each here, or
             the name of one, see `eqnet.ops.choose_methods`.
+        needed: irreps, besides even scalars, that `features` must have: those of a tensor to be
+            read from them. An energy needs none.
     """
 
-    def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: MACEConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         self.config = config
         hidden = config.irreps()
         scalars = Irreps([m for m in hidden if str(m.ir) == "0e"])
@@ -199,11 +208,12 @@ class MACE(nnx.Module):
         basis = spherical_irreps(config.max_ell) * num_scalars
         edge_method, node_method = choose_methods(config.product, config.node_product, method)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_elements, num_scalars)))
+        self.irreps_out = regrouped(scalars + with_channels(needed, num_scalars))
         interactions, products, readouts = [], [], []
         irreps_in = scalars
         for layer in range(config.num_interactions):
             last = layer == config.num_interactions - 1
-            irreps_out = scalars if last else hidden
+            irreps_out = self.irreps_out if last else hidden
             residual = irreps_out if layer > 0 or config.first_residual else None
             interactions.append(
                 Interaction(config, irreps_in, basis, residual, rngs=rngs, method=edge_method)
@@ -230,6 +240,18 @@ class MACE(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        energy = 0.0
+        for readout, x in zip(self.readouts, self.layers(graph), strict=True):
+            energy = energy + readout(x)
+        return jnp.asarray(energy)
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features of the last layer, [N, irreps_out]."""
+        *_, last = self.layers(graph)
+        return last
+
+    def layers(self, graph: AtomGraph) -> Iterator[IrrepsArray]:
+        """Node features after each layer."""
         config = self.config
         radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
         # From the neighbour to the centre, the sign of mace-torch, so that weights mean the same.
@@ -238,11 +260,7 @@ class MACE(nnx.Module):
 
         embedding = self.embedding[...] / np.sqrt(len(config.elements)).astype(basis.dtype)
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
-        energy = jnp.zeros(graph.num_atoms, basis.dtype)
-        for interaction, product, readout in zip(
-            self.interactions, self.products, self.readouts, strict=True
-        ):
+        for interaction, product in zip(self.interactions, self.products, strict=True):
             a, residual = interaction(x, chosen, harmonics, basis, graph)
             x = product(a, chosen, residual)
-            energy = energy + readout(x)
-        return energy
+            yield x

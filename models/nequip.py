@@ -20,7 +20,15 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph
-from eqnet.irreps import Irrep, Irreps, IrrepsArray, add, regrouped, spherical_irreps
+from eqnet.irreps import (
+    Irrep,
+    Irreps,
+    IrrepsArray,
+    add,
+    regrouped,
+    spherical_irreps,
+    with_channels,
+)
 from eqnet.layers import (
     MLP,
     Gate,
@@ -109,6 +117,7 @@ class Interaction(nnx.Module):
         config: NequIPConfig,
         irreps_in: Irreps,
         irreps_target: Irreps,
+        irreps_needed: Irreps,
         *,
         rngs: nnx.Rngs,
         method: str,
@@ -118,7 +127,7 @@ class Interaction(nnx.Module):
             irreps_in,
             spherical_irreps(config.max_ell),
             irreps_target + "1x0e",
-            needed=Irreps("0e"),
+            needed=Irreps("0e") + irreps_needed,
             rank=config.rank,
         )
         self.convolve = choose_convolution(self.product, method)
@@ -172,20 +181,36 @@ class NequIP(nnx.Module):
         rngs: source of the initial weights.
         method: how the convolutions are computed: 'default', 'auto' for the fastest of each layer
             here, or the name of one, see `eqnet.ops.choose_convolution`.
+        needed: irreps, besides even scalars, that `features` must have: those of a tensor to be
+            read from them. An energy needs none.
     """
 
-    def __init__(self, config: NequIPConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: NequIPConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         self.config = config
         hidden = config.irreps()
         scalars = Irreps([m for m in hidden if m.ir == Irrep(0, 1)])
         self.embedding = nnx.Param(
             jax.random.normal(rngs.params(), (len(config.elements), scalars.dim))
         )
+        needed = with_channels(needed, scalars.dim)
         layers, irreps = [], scalars
         for n in range(config.num_interactions):
-            target = scalars if n == config.num_interactions - 1 else hidden
-            layers.append(Interaction(config, irreps, target, rngs=rngs, method=method))
+            last = n == config.num_interactions - 1
+            target = regrouped(scalars + needed) if last else hidden
+            layers.append(
+                Interaction(
+                    config, irreps, target, needed if last else Irreps(), rngs=rngs, method=method
+                )
+            )
             irreps = layers[-1].irreps_out
+        self.irreps_out = irreps
         refuse_idle_bracket([layer.product for layer in layers])
         self.layers = nnx.List(layers)
         # Two linear maps without a nonlinearity between them, as published.
@@ -199,6 +224,12 @@ class NequIP(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        scalars = self.features(graph).scalars
+        with jax.named_scope("readout"):
+            return self.readout(scalars)[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features of the last layer, [N, irreps_out]."""
         config = self.config
         radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
         harmonics, basis = edge_features(graph, config.max_ell, *radial)
@@ -207,5 +238,4 @@ class NequIP(nnx.Module):
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
         for layer in self.layers:
             x = layer(x, chosen, harmonics, basis, graph)
-        with jax.named_scope("readout"):
-            return self.readout(x.array)[:, 0]
+        return x
