@@ -4,8 +4,9 @@
 
 Each row sums its own terms relative to its own largest logit; the rows of an atom are joined
 afterwards, so that logits and messages exist for a few rows at a time (Milakov and Gimelshein 2018,
-arXiv:1805.02867). With an envelope u and b = 1 this is `attention.attention_weights`, which keeps
-the weights of all edges; with u = 1 and b = 0 the plain softmax.
+arXiv:1805.02867). With u = 1 and b = 0 this is the plain softmax. With an envelope u it is smooth
+at the cutoff if b = 1, a neighbour at logit zero that is always there and says nothing: without it
+the weight of a last neighbour would be 1 up to the cutoff and then jump.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 from graphs import Structure, make_graph
 
 from eqnet.graph import AtomGraph
+from eqnet.layers import polynomial_cutoff
 from eqnet.ops.row_softmax import RowSums, join_rows, row_terms
 
 ATOMS, HEADS = 6, 2
@@ -54,6 +55,21 @@ def test_against_a_loop_over_atoms(slots: int | None, silent: bool, x64: None) -
     )
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert not np.any(found[ATOMS:])
+
+
+def test_a_last_neighbour_leaves_with_two_continuous_derivatives(x64: None) -> None:
+    pair = Structure(np.array([6, 6]), np.array([[0.0, 0, 0], [1.9, 0, 0]]), np.zeros((3, 3)))
+    graph = make_graph([pair], (6,), 2.0)
+
+    def mean(distance: jax.Array) -> jax.Array:
+        envelope = jnp.full((2, 1), polynomial_cutoff(distance, 2.0, 5))
+        logits, values = jnp.full((2, 1, 1), 3.0), jnp.ones((2, 1, 1, 1, 1))
+        return softmax(logits, envelope, values, graph, silent=True)[0, 0, 0, 0]
+
+    beyond, before, inside = jnp.array([2.001, 2.0 - 1e-7, 1.8])
+    for derivative in (mean, jax.grad(mean), jax.grad(jax.grad(mean))):
+        assert derivative(beyond) == 0.0
+        assert abs(derivative(before)) < 1e-3 < abs(derivative(inside))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
