@@ -54,7 +54,8 @@ class TDNConfig:
         num_interactions: number of layers.
         num_heads: of the attention; divides num_channels.
         num_radial_basis: Gaussians of learned centres and widths.
-        num_cutoff_basis: order p of the polynomial cutoff of the attention, absent as published.
+        num_cutoff_basis: order p of the polynomial cutoff inside the softmax (published: none, and
+            energies that jump where a neighbour leaves).
         radial_MLP: hidden widths of the radial networks.
         avg_num_neighbors: the first sum over neighbours is divided by its square root.
         group: 'O3' for features of the parity of the harmonics, which have the paths of even
@@ -117,7 +118,7 @@ def message_product(config: TDNConfig) -> Product:
     product = edge_product(name, hidden, harmonics, hidden, needed=hidden, rank=config.rank)
     refuse_idle_bracket([product])
     if isinstance(product, SO2):
-        fit = ", ".join(other for other in PRODUCTS if other != name)
+        fit = ", ".join(other for other in PRODUCTS if other != name and _fits(config, other))
         raise ValueError(
             f"{name} mixes channels, which the heads of tdn keep apart; products that fit: {fit}"
         )
@@ -128,6 +129,14 @@ def message_product(config: TDNConfig) -> Product:
             "l1 + l2 + l3, which are all that SO3 adds; leave the group out"
         )
     return replace(product, summed=True) if isinstance(product, ClebschGordan) else product
+
+
+def _fits(config: TDNConfig, name: str) -> bool:
+    try:
+        message_product(replace(config, product=name, rank=0))
+    except ValueError:
+        return False
+    return True
 
 
 class SharedLinear(nnx.Module):

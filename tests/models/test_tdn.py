@@ -293,7 +293,10 @@ def test_refusals() -> None:
         ({"group": "SO3", "max_L": 0}, "group SO3 has no effect: cp with max_L 0 has no path"),
         ({"group": "SO3", "product": "gaunt"}, "group SO3 has no effect: gaunt with max_L 1"),
         ({"product": "gaunt_bracket"}, "choose product gaunt"),
-        ({"product": "so2"}, "so2 mixes channels, .* products that fit: clebsch_gordan, gaunt"),
+        (
+            {"product": "so2"},
+            "so2 mixes channels, .* fit: clebsch_gordan, gaunt, vector_gaunt, cp",
+        ),
         ({"product": "clebsch_gordan", "rank": 6}, "rank 6 has no effect on clebsch_gordan"),
         ({"rank": 7, "group": "SO3"}, "rank 7 has only degenerate fits"),
         ({"product": "none"}, "no product 'none'; there is"),
