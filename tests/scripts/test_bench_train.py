@@ -146,13 +146,22 @@ def test_drift_of_a_simulation() -> None:
     """Against ASE's velocity Verlet with the calculator, and numpy's straight line."""
     frame = small_run.frames(1)[0]
     elements = tuple(sorted({int(z) for z in frame.numbers}))
-    config = MACEConfig(elements, r_max=3.0, num_channels=2, max_L=0, max_ell=1, correlation=1)
+    config = MACEConfig(
+        elements,
+        r_max=3.0,
+        num_channels=2,
+        max_L=0,
+        max_ell=0,
+        correlation=1,
+        num_interactions=1,
+        radial_MLP=(4,),
+    )
     potential = Potential(
         MACE(config, rngs=nnx.Rngs(0)),
         elements=elements,
         cutoff=config.r_max,
         atomic_energies=[-1.0] * len(elements),
-        scale=[3.0] * len(elements),
+        scale=[0.3] * len(elements),
         shift=[0.5] * len(elements),
     )
     found = bench_drift.measure(potential, frame, RunOptions(), 0.02, 0.5)
