@@ -1,8 +1,8 @@
 """Edges (i, j) and (j, i) as one pair: what depends on the length of an edge alone is made once.
 
-A large radial network is most of the cost of a model; on pairs it takes half of it. Numbers go from
-slots to pairs as the sum of both directions and from pairs to both slots; these two maps are each
-other's transposes and gathers, so that derivatives of any order are too.
+A large radial network has most of the operations of a model; on pairs, half of them. Numbers go
+from slots to pairs as the sum of both directions and from pairs to both slots; these two maps are
+each other's transposes and gathers, so that derivatives of any order are too.
 """
 
 from __future__ import annotations
