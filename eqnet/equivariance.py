@@ -1,7 +1,8 @@
 """How much a potential depends on orientation: the same structures turned and mirrored.
 
-An exact product leaves nothing but rounding. An approximate one (`--product cp --rank R`) makes
-energies depend on the orientation of a structure, which this measures in the units of its errors.
+An exact product leaves nothing but rounding. An approximate one (`--product cp --rank R`), or an
+activation on a sphere (`--activation s2`), makes energies depend on the orientation of a structure,
+which this measures in the units of its errors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SMALL = 0.1  # of the force error: what does not matter
 
 
 def declared_error(potential: nnx.Module) -> float:
-    """The largest relative equivariance error that a product of the model declares."""
+    """The largest relative equivariance error that a part of the model declares."""
     declared = [
         value.declaration.error
         for _, module in nnx.iter_modules(potential)
@@ -127,14 +128,14 @@ def sentence(error: Mapping[str, Any], force_rmse: float | None) -> str:
     what = "This model is approximate, although its products are not"
     if error["declared"] >= ROUNDING:
         declared = number(error["declared"])
-        what = f"This product is approximate, with a relative equivariance error of {declared}"
+        what = f"This model is approximate, with a declared relative error of {declared}"
     text = f"{what}: {change}."
     if not force_rmse:
         return text
     share = error["forces_rmse"] / force_rmse
     if share <= SMALL:
         return f"{text} That is small beside the error of the forces, {number(force_rmse)} meV/Å."
-    advice = "a larger rank lowers it, and without a rank there is none"
+    advice = "a larger rank or grid_resolution lowers it, and without rank and sphere there is none"
     return (
         f"{text} That is not small, {100 * share:.0f} % of the error of the forces, "
         f"{number(force_rmse)} meV/Å" + (f": {advice}." if error["declared"] >= ROUNDING else ".")

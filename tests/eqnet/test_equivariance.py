@@ -142,11 +142,11 @@ def test_sentences() -> None:
     error |= {"forces_rmse": 12.0, "forces_max": 40.0}
     text = sentence(error, 24.0)
     assert text == (
-        "This product is approximate, with a relative equivariance error of 0.310: turning and "
+        "This model is approximate, with a declared relative error of 0.310: turning and "
         "mirroring 3 structures 8 times changes their energies by 0.500 meV per atom (largest "
         "1.25) and the components of their forces by 12.0 meV/Å (largest 40.0), root mean square. "
-        "That is not small, 50 % of the error of the forces, 24.0 meV/Å: a larger rank lowers it, "
-        "and without a rank there is none."
+        "That is not small, 50 % of the error of the forces, 24.0 meV/Å: a larger rank or "
+        "grid_resolution lowers it, and without rank and sphere there is none."
     )
     assert sentence(error, 130.0).endswith(
         "That is small beside the error of the forces, 130 meV/Å."
@@ -169,7 +169,7 @@ def test_a_run_with_a_low_rank_says_so_everywhere(
         "--product cp --rank 3"
     )
     assert main(["train", "water.xyz", *options.split()]) == 0
-    assert "This product is approximate" in " ".join(capsys.readouterr().out.split())
+    assert "This model is approximate, with" in " ".join(capsys.readouterr().out.split())
     path = "runs/water/water.eqnet"
     assert run("info", [path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["training"]["equivariance"]
