@@ -20,7 +20,7 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace, nequip, tdn, esen, equiformer_v2 or tensornet."""
+    """Architecture: mace, nequip, tdn, esen, escn, equiformer_v2 or tensornet."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -83,7 +83,7 @@ class ModelOptions:
     """Channels of the elements of an edge in the radial networks."""
     activation: Annotated[Literal["gate", "s2"] | None, default(MODEL)] = None
     """Nonlinearity of features: gate, or s2 for SiLU on a sphere, approximately equivariant."""
-    grid_resolution: Annotated[int | None, default("18 with s2", "INT")] = None
+    grid_resolution: Annotated[int | None, default("the model's, with s2", "INT")] = None
     """Latitudes and azimuths of the sphere of s2."""
     attention: Annotated[Literal["smooth", "softmax"] | None, default(MODEL)] = None
     """Attention: smooth at the cutoff, or the plain softmax."""

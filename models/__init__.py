@@ -1,6 +1,7 @@
 """Models: AtomGraph -> energy of each atom. One file, one model, one configuration beside it."""
 
 from eqnet.models.equiformer_v2 import EquiformerV2, EquiformerV2Config
+from eqnet.models.escn import ESCN, ESCNConfig
 from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
@@ -12,6 +13,7 @@ MODELS = {
     "mace": (MACEConfig, MACE),
     "nequip": (NequIPConfig, NequIP),
     "esen": (ESENConfig, ESEN),
+    "escn": (ESCNConfig, ESCN),
     "equiformer_v2": (EquiformerV2Config, EquiformerV2),
     "tdn": (TDNConfig, TDN),
     "tensornet": (TensorNetConfig, TensorNet),

@@ -66,6 +66,16 @@ class OrderRows:
         """Number of the irrep of each row."""
         return tuple(n for o in self.orders for _ in range(2 if o.m else 1) for n in o.inputs)
 
+    @cached_property
+    def components(self) -> tuple[tuple[int, int], ...]:
+        """Degree and order (l, m) of each row."""
+        return tuple(
+            (self.members[n].l, m)
+            for order in self.orders
+            for m in ((order.m, -order.m) if order.m else (0,))
+            for n in order.inputs
+        )
+
     @property
     def num_rows(self) -> int:
         """Rows in the frame of the edge."""

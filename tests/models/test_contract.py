@@ -18,6 +18,7 @@ from eqnet.data.neighbors import neighbor_list
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.models.equiformer_v2 import EquiformerV2, EquiformerV2Config
+from eqnet.models.escn import ESCN, ESCNConfig
 from eqnet.models.esen import ESEN, ESENConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
@@ -76,12 +77,20 @@ def equiformer_v2(method: str = "default") -> nnx.Module:
     return EquiformerV2(config, rngs=nnx.Rngs(1), method=method)
 
 
+def escn(method: str = "default") -> nnx.Module:
+    config = ESCNConfig(
+        ELEMENTS, r_max=CUTOFF, num_channels=3, hidden_channels=3, edge_channels=4,
+        num_radial_basis=6, m_max=1,
+    )  # fmt: skip
+    return ESCN(config, rngs=nnx.Rngs(1), method=method)
+
+
 def nothing(graph: AtomGraph) -> jax.Array:
     return jnp.zeros_like(graph.positions[:, 0])
 
 
 # Networks in the frames of edges: they have one method and refuse another.
-FRAMES = ("esen", "equiformer_v2")
+FRAMES = ("esen", "equiformer_v2", "escn")
 # name -> model, and whether the potential adds the repulsion of the nuclei
 CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
@@ -90,6 +99,7 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "tdn": (tdn, False),
     "tdn, clebsch_gordan": (partial(tdn, product="clebsch_gordan", layers=1), False),
     "esen": (esen, False),
+    "escn": (escn, False),
     "equiformer_v2": (equiformer_v2, False),
     "tensornet": (tensornet, False),
     "repulsion": (lambda method="default": nothing, True),
