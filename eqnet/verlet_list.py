@@ -27,6 +27,7 @@ from eqnet.ops.apart import platform
 COMPILATION = {"cpu": 500_000}
 COMPILATION_ELSEWHERE = 50_000_000
 GROWTH = 2.0  # room for larger structures in a shape for many
+ATOMS, SLOTS, NEIGHBORS = 16, 16, 96  # that has room for so many, slots of a row, neighbours each
 FAR = 5.0  # angstrom an atom may move when no pair can be missing; then float32 is centred anew
 
 
@@ -171,8 +172,8 @@ def roomy(item: Item, growth: float = 1.0, beside: Shape | None = None) -> Shape
     slots, _ = choose_slots([counts])
     atoms, rows, split = round(growth * item.num_atoms), 0, 1
     if beside is not None:
-        atoms, slots = max(atoms, beside.atoms), max(slots, beside.slots)
-        rows, split = beside.rows, beside.rows_per_atom
+        atoms, slots = max(atoms, beside.atoms, ATOMS), max(slots, beside.slots, SLOTS)
+        rows, split = max(atoms, beside.rows), max(beside.rows_per_atom, -(-NEIGHBORS // slots))
     per_atom = rows_per_atom(counts, slots)
     rows, split = max(rows, int(growth * per_atom.sum())), max(split, int(per_atom.max()))
     shape = make_shape(atoms, rows, 1, slots, split)

@@ -15,14 +15,16 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
+from ase.collections import g2
 from ase.optimize import BFGS
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
 from eqnet import EqnetCalculator
+from eqnet.data.frame import from_atoms
 from eqnet.errors import InputError
 from eqnet.model_file import save
-from eqnet.verlet_list import compilation
+from eqnet.verlet_list import VerletList, compilation
 
 POTENTIAL = morse_potential()
 
@@ -158,6 +160,26 @@ def test_twenty_sizes_with_four_compilations() -> None:
         atoms.calc = calculator
         assert np.isfinite(atoms.get_forces()).all()
     assert calculator.compilations <= 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_twenty_mixed_structures_with_four_shapes(seed: int) -> None:
+    """Molecules, gases of them, and crystals of 1 to 216 atoms, in any order."""
+    rng = np.random.default_rng(seed)
+    known = {1, 6, 8}
+    molecules = [name for name in g2.names if known.issuperset(molecule(name).numbers)]
+    crystals = (bulk("C", "diamond", 3.57), bulk("CO", "rocksalt", 4.3), bulk("O", "bcc", 3.3))
+    crystals += (bulk("C", "diamond", 3.57, cubic=True), bulk("C", "fcc", 3.6))
+    neighbors = VerletList(POTENTIAL.elements, 5.0, 0.0)
+    for kind in rng.permutation(20) % 4:
+        atoms = Atoms()
+        if kind % 2:
+            atoms = crystals[rng.integers(5)] * rng.integers(1, 4, 3)
+        for place in range({0: 1, 2: int(rng.integers(1, 12))}.get(int(kind), 0)):
+            one = molecule(molecules[rng.integers(len(molecules))])
+            atoms += Atoms(one.numbers, one.positions + [6.0 * place, 0.0, 0.0])
+        neighbors.build(from_atoms(atoms))
+    assert len(neighbors.shapes) <= 4
 
 
 def test_molecules_and_crystals_share_a_program() -> None:
