@@ -70,7 +70,7 @@ def tensornet(method: str = "default") -> nnx.Module:
 
 def equiformer_v2(method: str = "default") -> nnx.Module:
     config = EquiformerV2Config(
-        ELEMENTS, r_max=CUTOFF, num_channels=3, max_L=1, m_max=1, num_interactions=2, num_heads=2,
+        ELEMENTS, r_max=CUTOFF, num_channels=3, m_max=1, num_interactions=1, num_heads=2,
         alpha_channels=4, value_channels=2, hidden_channels=3, ffn_channels=3, edge_channels=4,
         num_radial_basis=6, avg_num_neighbors=4.0,
     )  # fmt: skip
