@@ -94,7 +94,7 @@ class Pairs(nnx.Module):
         self.residual = MLP((hidden, 2 * hidden, hidden), rngs=rngs)
 
     def of_atoms(self, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What an atom brings as a centre and as a neighbour, from one-hot elements: [N, H] each."""
+        """What an atom is as a centre and as a neighbour: one-hot [N, Z] -> [N, H] each."""
         return select(self.received[...], chosen), select(self.sent[...], chosen)
 
     def __call__(self, basis: jax.Array, received: jax.Array, sent: jax.Array) -> jax.Array:
@@ -120,36 +120,23 @@ class Block(nnx.Module):
         return jnp.tanh(self.filter(s))
 
 
-class EGenNet(nnx.Module):
-    """AtomGraph -> energy of each atom [N], in units of the potential's scale; O(3)-invariant.
+class Vectors(nnx.Module):
+    """AtomGraph -> the vectors of each atom, which turn with the structure.
 
     Args:
         config: hyper-parameters.
         rngs: source of the initial weights.
-        method: 'default' or 'auto', which are the same: there is one.
     """
 
-    def __init__(self, config: EGenNetConfig, *, rngs: nnx.Rngs, method: str = "default"):
-        if method not in ("default", "auto"):
-            raise ValueError(f"egennet has no method {method!r}; it has: default, auto")
-        channels, num_elements = config.irreps().num_irreps, len(config.elements)
+    def __init__(self, config: EGenNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.pairs = Pairs(config, rngs=rngs)
         self.blocks = nnx.List(
             Block(config, first=n == 0, rngs=rngs) for n in range(config.num_interactions)
         )
-        self.out = MLP((channels, channels), rngs=rngs)
-        self.to_scalars = MLP((channels, channels), rngs=rngs)
-        self.by_element = nnx.Param(jax.random.normal(rngs.params(), (num_elements, channels)))
-        self.readout = MLP((channels, channels, 1), rngs=rngs)
 
-    @property
-    def methods(self) -> tuple[list[str]]:
-        """Methods of the blocks."""
-        return (["default" for _ in self.blocks],)
-
-    def vectors(self, graph: AtomGraph) -> jax.Array:
-        """The state after the last block, [N, 3, C]."""
+    def __call__(self, graph: AtomGraph) -> jax.Array:
+        """The state after the last block, [N, 3, num_channels]."""
         config = self.config
         r = displacements(graph)
         distance = jnp.linalg.norm(r, axis=-1)
@@ -186,7 +173,7 @@ class EGenNet(nnx.Module):
         edges: tuple[jax.Array, ...],
         graph: AtomGraph,
     ) -> jax.Array:
-        """g [N, 3, C] -> g [N, 3, C]."""
+        """State [N, 3, C] -> state [N, 3, C]."""
         h = jnp.zeros_like(g) if block.mix is None else block.mix(g)
         graphdef, weights = nnx.split((self.pairs, block))
 
@@ -202,6 +189,32 @@ class EGenNet(nnx.Module):
         summed = neighbors_in_blocks(some_rows, (pairs, edges, sent), (weights, of_distance))
         itself = h * block.filters(own + of_atoms)[:, None]
         return block.scale * (sum_rows(summed, graph) + itself)
+
+
+class EGenNet(nnx.Module):
+    """AtomGraph -> energy of each atom [N], in units of the potential's scale; O(3)-invariant.
+
+    Args:
+        config: hyper-parameters.
+        rngs: source of the initial weights.
+        method: 'default' or 'auto', which are the same: there is one.
+    """
+
+    def __init__(self, config: EGenNetConfig, *, rngs: nnx.Rngs, method: str = "default"):
+        if method not in ("default", "auto"):
+            raise ValueError(f"egennet has no method {method!r}; it has: default, auto")
+        channels, num_elements = config.irreps().num_irreps, len(config.elements)
+        self.config = config
+        self.vectors = Vectors(config, rngs=rngs)
+        self.out = MLP((channels, channels), rngs=rngs)
+        self.to_scalars = MLP((channels, channels), rngs=rngs)
+        self.by_element = nnx.Param(jax.random.normal(rngs.params(), (num_elements, channels)))
+        self.readout = MLP((channels, channels, 1), rngs=rngs)
+
+    @property
+    def methods(self) -> tuple[list[str]]:
+        """Methods of the blocks."""
+        return (["default" for _ in self.vectors.blocks],)
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""

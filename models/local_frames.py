@@ -1,0 +1,163 @@
+"""Smooth local frames: a network of coordinates in weighted frames of each atom, made invariant.
+
+Two vectors p, q of each atom, sums over its neighbours, give two frames: e_1 along p, e_2 along
+c x p, e_3 along +c or -c with c = p x q. A frame turns with the structure, so coordinates in it are
+invariant; with both signs, under reflections too. No choice of frames is continuous for all
+structures (Dym, Lawrence & Siegel 2024, arXiv:2402.16077), so frames have weights that vanish,
+with two derivatives, before the frame is undefined, and the rest goes to a term without directions:
+
+    w_f = s_f^2 / (1 + sum s^2),    w_0 = 1 / (1 + sum s^2),    s = |c|^2
+
+Weighted ensembles of local frames are those of Pozdnyakov & Ceriotti, NeurIPS 2023,
+arXiv:2305.19302, whose frames are pairs of neighbours; learned vectors are fewer, and vanish where
+the surroundings of an atom have a centre of symmetry: there only distances are seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eqnet.graph import AtomGraph
+from eqnet.irreps import Irreps
+from eqnet.models.coordinate_network import CoordinateNetwork, CoordinateNetworkConfig
+from eqnet.models.egennet import EGenNetConfig, Vectors
+
+# Below this |p x q|^2 a frame counts as undefined; its weight would be less than the square.
+UNDEFINED = 1e-12
+
+
+@dataclass(frozen=True)
+class LocalFramesConfig:
+    """Hyper-parameters of a network in smooth local frames.
+
+    Attributes:
+        elements: atomic numbers, ascending.
+        r_max: cutoff in angstrom.
+        num_channels: numbers of each atom.
+        num_frames: pairs of vectors of each atom.
+        hidden_channels: numbers that an edge has for its weight in these vectors.
+        num_interactions: number of layers.
+        num_radial_basis: Bessel functions.
+        num_cutoff_basis: order p of the polynomial cutoff.
+        avg_num_neighbors: sums over neighbours are divided by its square root.
+        group: 'O3', or 'SO3' for half as many frames and a model that tells mirror images apart.
+        product: 'cartesian', numbers times vectors: there is no other.
+    """
+
+    elements: tuple[int, ...]
+    r_max: float = 5.0
+    num_channels: int = 64
+    num_frames: int = 2
+    hidden_channels: int = 32
+    num_interactions: int = 3
+    num_radial_basis: int = 8
+    num_cutoff_basis: int = 6
+    avg_num_neighbors: float = 1.0
+    group: Literal["O3", "SO3"] = "O3"
+    product: str = "cartesian"
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"num_channels": 32, "num_frames": 1, "num_interactions": 2},
+        "medium": {"num_channels": 64, "num_frames": 2, "num_interactions": 3},
+        "large": {"num_channels": 128, "num_frames": 3, "num_interactions": 4},
+    }
+
+    def irreps(self) -> Irreps:
+        """Irreps of the numbers of each atom.
+
+        Raises:
+            ValueError: another product.
+        """
+        if self.product != "cartesian":
+            raise ValueError(
+                "local_frames multiplies numbers by vectors, so that only product cartesian fits, "
+                f"not {self.product}: leave it out, or choose mace or nequip, which take any"
+            )
+        return Irreps(f"{self.num_channels}x0e")
+
+
+def smooth_frames(vectors: jax.Array, signs: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Frames of pairs of vectors with their weights, and last the term without directions.
+
+    Args:
+        vectors: [N, 3, 2 M], pair after pair.
+        signs: of e_3: (1, -1) or (1,).
+
+    Returns:
+        Frames [N, F, 3, 3] of rows e_1, e_2, e_3 and weights [N, F], of sum one, with
+        F = M len(signs) + 1; the last frame is zero.
+    """
+    p, q = (jnp.moveaxis(vectors[..., n::2], 1, -1) for n in (0, 1))  # [N, M, 3]
+    c = jnp.cross(p, q)
+    square = (c**2).sum(-1)
+    defined = (square > UNDEFINED)[..., None]
+    x, y, z = np.eye(3, dtype=vectors.dtype)
+    e1, e3 = _unit(jnp.where(defined, p, x)), _unit(jnp.where(defined, c, z))
+    e2 = jnp.where(defined, jnp.cross(e3, e1), y)
+    frames = [jnp.stack([e1, e2, s * e3], axis=-2) for s in signs]
+    s2 = jnp.where(defined[..., 0], square**2, 0.0)
+    total = 1 + s2.sum(-1, keepdims=True)
+    weights = [s2 / (len(signs) * total) for _ in signs]
+    none = jnp.zeros_like(frames[0][:, :1])
+    return (
+        jnp.concatenate([*frames, none], axis=1),
+        jnp.concatenate([*weights, 1 / total], axis=1),
+    )
+
+
+def _unit(v: jax.Array) -> jax.Array:
+    return v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+
+
+class LocalFrames(nnx.Module):
+    """AtomGraph -> energy of each atom [N], in units of the potential's scale.
+
+    O(3)-invariant, or with group 'SO3' invariant in proper rotations only.
+
+    Args:
+        config: hyper-parameters.
+        rngs: source of the initial weights.
+        method: 'default' or 'auto', which are the same: there is one.
+    """
+
+    def __init__(self, config: LocalFramesConfig, *, rngs: nnx.Rngs, method: str = "default"):
+        if method not in ("default", "auto"):
+            raise ValueError(f"local_frames has no method {method!r}; it has: default, auto")
+        config.irreps()
+        self.config = config
+        common: dict[str, Any] = {
+            "elements": config.elements,
+            "r_max": config.r_max,
+            "num_radial_basis": config.num_radial_basis,
+            "num_cutoff_basis": config.num_cutoff_basis,
+            "avg_num_neighbors": config.avg_num_neighbors,
+        }
+        of_vectors = EGenNetConfig(
+            num_channels=2 * config.num_frames,
+            hidden_channels=config.hidden_channels,
+            num_interactions=1,
+            **common,
+        )
+        of_network = CoordinateNetworkConfig(
+            num_channels=config.num_channels, num_interactions=config.num_interactions, **common
+        )
+        self.vectors = Vectors(of_vectors, rngs=rngs)
+        self.network = CoordinateNetwork(of_network, rngs=rngs)
+
+    @property
+    def methods(self) -> tuple[list[str]]:
+        """Methods of the layers."""
+        return (["default" for _ in self.network.layers],)
+
+    def __call__(self, graph: AtomGraph) -> jax.Array:
+        """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        signs = (1, -1) if self.config.group == "O3" else (1,)
+        with jax.named_scope("frames"):
+            frames, weights = smooth_frames(self.vectors(graph), signs)
+        return self.network.in_frames(graph, frames, weights)
