@@ -177,7 +177,7 @@ class Messages(nnx.Module):
     def __init__(self, config: EquiformerV2Config, *, rngs: nnx.Rngs):
         rows, hidden = config.rows(), config.hidden_channels
         self.rows, self.heads = rows, config.num_heads
-        self.activation = config.s2(components(rows)) if config.activation == "s2" else None
+        self.activation = config.s2(rows.components) if config.activation == "s2" else None
         logit = config.num_heads * config.alpha_channels
         others = config.max_L if self.activation is None else 1
         self.first = SO2Linear(
@@ -351,16 +351,6 @@ class EquiformerV2(nnx.Module):
             x = layer(x, frames, edges, graph)
         with jax.named_scope("readout"):
             return self.readout(normalised(self.norm, x)[:, 0])[:, 0]
-
-
-def components(rows: OrderRows) -> tuple[tuple[int, int], ...]:
-    """(l, m) of each row in the frame of an edge, of irreps of the parity of the harmonics."""
-    return tuple(
-        (rows.members[n].l, m)
-        for order in rows.orders
-        for m in ((order.m, -order.m) if order.m else (0,))
-        for n in order.inputs
-    )
 
 
 def natural(l_max: int) -> tuple[tuple[int, int], ...]:
