@@ -20,7 +20,8 @@ class ModelOptions:
     """The model. What is not set keeps the default of the model; `eqnet info` shows it."""
 
     model: str = "mace"
-    """Architecture: mace, nequip, tdn, esen, escn, equiformer_v2 or tensornet."""
+    """Architecture: mace, nequip, tdn, esen, escn, equiformer_v2, tensornet,
+    egennet or local_frames."""
     preset: Annotated[str | None, default("the model's own values", "NAME")] = None
     """Size of the model: small, medium or large. Options that are set win over it."""
     r_max: Annotated[float | None, default(MODEL, "FLOAT")] = None
@@ -39,6 +40,8 @@ class ModelOptions:
     """Message-passing layers."""
     num_heads: Annotated[int | None, default(MODEL, "INT")] = None
     """Heads of the attention; of tdn a divisor of num_channels."""
+    num_frames: Annotated[int | None, default(MODEL, "INT")] = None
+    """Pairs of vectors of an atom that make its frames."""
     num_radial_basis: Annotated[int | None, default(MODEL, "INT")] = None
     """Radial basis functions."""
     radial_basis: Annotated[Literal["gaussian", "bessel"] | None, default(MODEL)] = None

@@ -221,9 +221,9 @@ _POSITIVE = {
     "r_max", "lr", "batch_size", "valid_batch_size", "max_num_epochs", "max_num_steps",
     "max_minutes", "patience", "eval_interval", "num_channels", "num_interactions", "correlation",
     "num_radial_basis", "num_cutoff_basis", "MLP_channels", "huber_delta", "num_train", "num_valid",
-    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank",
-    "hidden_channels", "edge_channels", "num_heads", "alpha_channels", "value_channels",
-    "ffn_channels", "grid_resolution",
+    "scheduler_patience", "start_stage_two", "stage_two_lr", "rank", "num_heads",
+    "alpha_channels", "value_channels", "hidden_channels", "ffn_channels", "edge_channels",
+    "grid_resolution", "num_frames",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight",

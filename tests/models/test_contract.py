@@ -17,9 +17,11 @@ from graphs import Structure, make_graph
 from eqnet.data.neighbors import neighbor_list
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
+from eqnet.models.egennet import EGenNet, EGenNetConfig
 from eqnet.models.equiformer_v2 import EquiformerV2, EquiformerV2Config
 from eqnet.models.escn import ESCN, ESCNConfig
 from eqnet.models.esen import ESEN, ESENConfig
+from eqnet.models.local_frames import LocalFrames, LocalFramesConfig
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.models.tdn import TDN, TDNConfig
@@ -85,12 +87,29 @@ def escn(method: str = "default") -> nnx.Module:
     return ESCN(config, rngs=nnx.Rngs(1), method=method)
 
 
+def egennet(method: str = "default") -> nnx.Module:
+    config = EGenNetConfig(
+        ELEMENTS, r_max=CUTOFF, num_channels=4, hidden_channels=3, num_interactions=2,
+        num_radial_basis=6, avg_num_neighbors=4.0,
+    )  # fmt: skip
+    return EGenNet(config, rngs=nnx.Rngs(1), method=method)
+
+
+def local_frames(method: str = "default") -> nnx.Module:
+    config = LocalFramesConfig(
+        ELEMENTS, r_max=CUTOFF, num_channels=4, hidden_channels=3, num_interactions=2,
+        num_radial_basis=6, avg_num_neighbors=4.0,
+    )  # fmt: skip
+    return LocalFrames(config, rngs=nnx.Rngs(1), method=method)
+
+
 def nothing(graph: AtomGraph) -> jax.Array:
     return jnp.zeros_like(graph.positions[:, 0])
 
 
 # Networks in the frames of edges: they have one method and refuse another.
 FRAMES = ("esen", "equiformer_v2", "escn")
+ONE_METHOD = (*FRAMES, "egennet", "local_frames")
 # name -> model, and whether the potential adds the repulsion of the nuclei
 CASES: dict[str, tuple[Callable, bool]] = {
     "mace": (mace, False),
@@ -102,6 +121,8 @@ CASES: dict[str, tuple[Callable, bool]] = {
     "escn": (escn, False),
     "equiformer_v2": (equiformer_v2, False),
     "tensornet": (tensornet, False),
+    "egennet": (egennet, False),
+    "local_frames": (local_frames, False),
     "repulsion": (lambda method="default": nothing, True),
 }
 
@@ -418,7 +439,7 @@ def test_methods_agree(case: Case) -> None:
     default = case(graph)
     model: Any = case.potential.model
     methods = list(kernels(model.config.product))[1:] if hasattr(model, "config") else []
-    if case.name.startswith(FRAMES):
+    if case.name.startswith(ONE_METHOD):
         with pytest.raises(ValueError, match="no method 'dense'"):
             make("dense")
         return
