@@ -37,7 +37,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["opps"], "eqnet bench measures ops, model or train, not 'opps'"),
+        (["opps"], "eqnet bench measures ops, model, train or geometry, not 'opps'"),
         (["ops", "--lmax", "2"], "unknown option --lmax; did you mean --l_max?"),
         (["ops", "--l_max", "12"], "--l_max must be degrees from 0 to 11, not (12,)"),
         (["ops", "--l_out", "-1"], "--l_out must be a degree from 0 to 22"),
