@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,7 +22,9 @@ from eqnet.data.packing import (
     pack_targets,
     shape_of,
     targets,
+    tensor_targets,
 )
+from eqnet.data.tensor_labels import TensorKind
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 
@@ -71,6 +74,7 @@ class Loader:
         dtype: DTypeLike = np.float32,
         max_shapes: int = 6,
         prefetch: int = 4,
+        tensors: Mapping[str, TensorKind] | None = None,
     ) -> None:
         """Choose the shapes and lay out the rows.
 
@@ -83,6 +87,7 @@ class Loader:
             dtype: of the floating arrays.
             max_shapes: most shapes to plan, that is, compilations of a step.
             prefetch: batches prepared ahead.
+            tensors: tensor labels that the targets have, by name.
 
         Raises:
             InputError: no structures, or a batch size below 1.
@@ -95,6 +100,7 @@ class Loader:
         self.batch_size = min(batch_size, len(self.items))
         self.seed, self.shuffle, self.dtype = seed, shuffle, dtype
         self.prefetch = prefetch
+        self.tensors = dict(tensors or {})
         self._references = [float(reference_energy(item.species)) for item in self.items]
         slots, split = choose_slots(item.counts for item in self.items)
         for item in self.items:
@@ -164,7 +170,11 @@ class Loader:
         shape = self._shape(indices)
         items = [self.items[i] for i in indices]
         references = [self._references[i] for i in indices]
-        return pack(items, shape, self.dtype), targets(items, shape, references, self.dtype)
+        labels = targets(items, shape, references, self.dtype)
+        if self.tensors:
+            values, weights = tensor_targets(items, shape, self.tensors, self.dtype)
+            labels = replace(labels, tensors=values, tensor_weights=weights)
+        return pack(items, shape, self.dtype), labels
 
     def _shape(self, indices: np.ndarray) -> Shape:
         """First planned shape that holds the structures, else one of the ladder."""

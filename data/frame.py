@@ -29,6 +29,7 @@ class Frame:
     energy_weight: float = 1.0
     forces_weight: float = 1.0
     stress_weight: float = 1.0
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)  # by name, see `tensor_labels`
     file: str = ""
     index: int = 0  # position in the file, from 0
     info: dict[str, Any] = field(default_factory=dict)  # other values of the structure

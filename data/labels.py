@@ -103,7 +103,7 @@ def label_frames(
     Raises:
         InputError: a key asked for or a label required is absent; a value is not what it should be.
     """
-    values = [_values(atoms) for atoms in images]
+    values = [values_of(atoms) for atoms in images]
     sources = {label: _choose(label, keys, values, file) for label in UNITS}
     notes: list[str] = []
     for label in require:
@@ -135,7 +135,7 @@ def make_report(
     return LabelReport(file, len(frames), rows, [*notes, *missing])
 
 
-def _values(atoms: Atoms) -> Values:
+def values_of(atoms: Atoms) -> Values:
     """All values of one structure by place and key."""
     found: Values = {}
     if atoms.calc is not None:
@@ -279,13 +279,13 @@ def _frame(
 
 def _weight(values: Values, name: str, where: str) -> float:
     raw = values.get((STRUCTURE, name), 1.0)
-    weight = _numbers(raw, f"{where}: {name}")
+    weight = finite_numbers(raw, f"{where}: {name}")
     if weight.size != 1 or weight.item() < 0:
         raise InputError(f"{where}: {name} is {raw}, a number of 0 or more is wanted")
     return float(weight.item())
 
 
-def _numbers(raw: Any, where: str) -> np.ndarray:
+def finite_numbers(raw: Any, where: str) -> np.ndarray:
     """The value as finite float64 numbers, or a sentence."""
     array = np.asarray(raw)
     if array.dtype.kind not in "iuf":
@@ -300,7 +300,7 @@ def _numbers(raw: Any, where: str) -> np.ndarray:
 
 
 def _value(label: str, raw: Any, source: Source, atoms: Atoms, where: str) -> Any:
-    numbers = _numbers(raw, where)
+    numbers = finite_numbers(raw, where)
     if label == "energy":
         if numbers.size != 1:
             raise InputError(f"{where} has shape {numbers.shape}, one number in eV is wanted")

@@ -60,7 +60,7 @@ def neighbor_list(
             f"atoms {i[worst]} and {j[worst]} coincide ({distances[worst]:.1e} A apart); "
             "correct or remove the structure"
         )
-    return _both_directions(i.astype(np.int64), j.astype(np.int64), shifts, distances, positions)
+    return from_pairs(i.astype(np.int64), j.astype(np.int64), shifts, distances, positions)
 
 
 def periodic_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def average_num_neighbors(neighbors: Sequence[Neighbors]) -> float:
     return sum(len(n.centers) for n in neighbors) / max(atoms, 1)
 
 
-def _both_directions(
+def from_pairs(
     i: np.ndarray, j: np.ndarray, shifts: np.ndarray, distances: np.ndarray, positions: np.ndarray
 ) -> Neighbors:
     """Add the mirror image of every pair, sort, and say where each mirror image went."""

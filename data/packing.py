@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from eqnet.data.items import Item, rows_per_atom
+from eqnet.data.tensor_labels import TensorKind
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 
@@ -44,6 +45,8 @@ class Targets:
     forces_weight: Array  # [G]
     stress_weight: Array  # [G]
     num_atoms: Array  # [G] number of atoms, 1 for padding so that it can divide
+    tensors: dict[str, Array] = field(default_factory=dict)  # by name [G or N, 3, ...]
+    tensor_weights: dict[str, Array] = field(default_factory=dict)  # by name [G or N]
 
 
 def ladder(size: int) -> int:
@@ -216,3 +219,21 @@ def targets(
             out.stress_weight[i] = frame.stress_weight
         atom += item.num_atoms
     return out
+
+
+def tensor_targets(
+    items: Sequence[Item], shape: Shape, kinds: Mapping[str, TensorKind], dtype: DTypeLike
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Tensor labels in the order of `pack` and their weights, 0 where there is none; by name."""
+    tensors, weights = {}, {}
+    for name, kind in kinds.items():
+        size = shape.atoms if kind.per_atom else shape.structures
+        tensor, weight = np.zeros((size, *kind.shape), dtype), np.zeros(size, dtype)
+        start = 0
+        for item in items:
+            stop = start + (item.num_atoms if kind.per_atom else 1)
+            if name in item.frame.tensors:
+                tensor[start:stop], weight[start:stop] = item.frame.tensors[name], 1
+            start = stop
+        tensors[name], weights[name] = tensor, weight
+    return tensors, weights
