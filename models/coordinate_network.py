@@ -68,7 +68,7 @@ class Layer(nnx.Module):
 
     def messages(self, atoms: jax.Array, basis: jax.Array, unit: jax.Array) -> jax.Array:
         """[r, k, C], [r, k, B] and [r, k, F, 3] -> [r, k, F, C]."""
-        hidden = (atoms + self.radial(basis))[:, :, None] + self.direction(np.sqrt(3.0) * unit)
+        hidden = (atoms + self.radial(basis))[:, :, None] + self.direction(float(np.sqrt(3.0)) * unit)
         return silu(self.message(silu(hidden)))
 
     @jax.named_scope("layer")

@@ -147,7 +147,8 @@ class Vectors(nnx.Module):
         received, sent = self.pairs.of_atoms(chosen)
         # lim r -> 0 of the Bessel functions, for the atom itself
         n = jnp.arange(1, config.num_radial_basis + 1, dtype=distance.dtype)
-        own = self.pairs(np.sqrt(2.0) * np.pi * config.r_max**-1.5 * n, received, sent)
+        first = float(np.sqrt(2.0)) * np.pi * config.r_max**-1.5
+        own = self.pairs(first * n, received, sent)
         pairs = (basis, gather_centers(received, graph), gather_neighbors(sent, graph))
         edges = (r, distance, envelope)
 

@@ -319,7 +319,7 @@ def test_drift_of_a_straight_line() -> None:
 def test_models_compute_in_single_precision_where_64_bit_types_exist(name: str) -> None:
     """Dynamics is float64 around a float32 model: one that promotes would be slow in silence."""
     config_class, model_class = MODELS[name]
-    config = config_class(elements=(1, 6, 8), num_channels=4)
+    config = config_class(elements=(1, 6, 8), num_channels=8)
     neighbors = VerletList((1, 6, 8), config.r_max, 0.3, "float32")
     graph = neighbors.build(from_atoms(ethanol()))
 
