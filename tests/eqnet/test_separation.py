@@ -75,7 +75,7 @@ def test_a_chain_has_its_published_coordinates() -> None:
 
 
 def test_body_order() -> None:
-    """One layer of MACE with powers to nu has body order nu + 1 (Joshi et al., arXiv:2301.09308, section 5)."""
+    """One layer of MACE with powers to nu has body order nu + 1 (Joshi et al., 2301.09308)."""
     pairs, expected = "2-body, 3-body", [(False, False), (True, False), (True, True)]
     for correlation, answer in zip((1, 2, 3), expected, strict=True):
         found = told_apart(pairs, "mace", 1, 2, correlation)
