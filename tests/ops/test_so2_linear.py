@@ -123,7 +123,9 @@ def test_rolls_and_mirrors(group: Group) -> None:
     for turn in random_elements(rng, 6, "O3"):
         parity = np.linalg.det(turn)
         matrices = wigner(jnp.asarray(turn * parity))
-        d = block_diag(*[matrices[ir.l] * (ir.p if parity < 0 else 1) for _, ir in irreps])
+        d = np.asarray(
+            block_diag(*[matrices[ir.l] * (ir.p if parity < 0 else 1) for _, ir in irreps])
+        )
         error = np.abs(message(d @ x, n @ turn.T) - d @ expected).max()
         if group == "SO3" and np.linalg.det(turn) < 0:
             assert error > 1e-2
