@@ -4,11 +4,13 @@ Two vectors p, q of each atom, sums over its neighbours, give two frames: e_1 al
 c x p, e_3 along +c or -c with c = p x q. A frame turns with the structure, so coordinates in it are
 invariant; with both signs, under reflections too. No choice of frames is continuous for all
 structures (Dym, Lawrence & Siegel 2024, arXiv:2402.16077), so frames have weights that vanish,
-with two derivatives, before the frame is undefined, and the rest goes to a term without directions:
+with two derivatives, where they are undefined. Beside them stand e_1 alone, for surroundings with a
+mirror or an axis, in which p and q are parallel, and a term without directions:
 
-    w_f = s_f^2 / (1 + sum s^2),    w_0 = 1 / (1 + sum s^2),    s = |c|^2
+    w_f = |c|^4 / S,    w_1 = |p|^4 / S,    w_0 = 1 / S,    S = 1 + sum (|c|^4 + |p|^4)
 
-Weighted ensembles of local frames are those of Pozdnyakov & Ceriotti, NeurIPS 2023,
+Messages are numbers, not vectors, so that a layer does not tell how the frames of neighbours stand
+to each other. Weighted ensembles of local frames are those of Pozdnyakov & Ceriotti, NeurIPS 2023,
 arXiv:2305.19302, whose frames are pairs of neighbours; learned vectors are fewer, and vanish where
 the surroundings of an atom have a centre of symmetry: there only distances are seen.
 """
@@ -28,7 +30,7 @@ from eqnet.irreps import Irreps
 from eqnet.models.coordinate_network import CoordinateNetwork, CoordinateNetworkConfig
 from eqnet.models.egennet import EGenNetConfig, Vectors
 
-# Below this |p x q|^2 a frame counts as undefined; its weight would be less than the square.
+# Below this |v|^2 an axis counts as undefined; its weight would be less than the square.
 UNDEFINED = 1e-12
 
 
@@ -83,7 +85,7 @@ class LocalFramesConfig:
 
 
 def smooth_frames(vectors: jax.Array, signs: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Frames of pairs of vectors with their weights, and last the term without directions.
+    """Frames of pairs of vectors with their weights, axes alone, and the term without directions.
 
     Args:
         vectors: [N, 3, 2 M], pair after pair.
@@ -91,28 +93,32 @@ def smooth_frames(vectors: jax.Array, signs: tuple[int, ...]) -> tuple[jax.Array
 
     Returns:
         Frames [N, F, 3, 3] of rows e_1, e_2, e_3 and weights [N, F], of sum one, with
-        F = M len(signs) + 1; the last frame is zero.
+        F = M (len(signs) + 1) + 1; then M of rows e_1, 0, 0, and the last frame is zero.
     """
     p, q = (jnp.moveaxis(vectors[..., n::2], 1, -1) for n in (0, 1))  # [N, M, 3]
     c = jnp.cross(p, q)
-    square = (c**2).sum(-1)
-    defined = (square > UNDEFINED)[..., None]
     x, y, z = np.eye(3, dtype=vectors.dtype)
-    e1, e3 = _unit(jnp.where(defined, p, x)), _unit(jnp.where(defined, c, z))
-    e2 = jnp.where(defined, jnp.cross(e3, e1), y)
-    frames = [jnp.stack([e1, e2, s * e3], axis=-2) for s in signs]
-    s2 = jnp.where(defined[..., 0], square**2, 0.0)
-    total = 1 + s2.sum(-1, keepdims=True)
-    weights = [s2 / (len(signs) * total) for _ in signs]
-    none = jnp.zeros_like(frames[0][:, :1])
-    return (
-        jnp.concatenate([*frames, none], axis=1),
-        jnp.concatenate([*weights, 1 / total], axis=1),
-    )
+    axis, axis_weight = _axis(p, x)
+    normal, weight = _axis(c, z)
+    defined = (weight > 0)[..., None]
+    e1 = jnp.where(defined, axis, x)
+    e2 = jnp.where(defined, jnp.cross(normal, e1), y)
+    frames = [jnp.stack([e1, e2, s * normal], axis=-2) for s in signs]
+    zero = jnp.zeros_like(axis)
+    frames += [jnp.stack([axis, zero, zero], axis=-2), jnp.zeros_like(frames[0][:, :1])]
+    weights = [weight / len(signs) for _ in signs]
+    weights += [axis_weight, jnp.ones_like(weight[:, :1])]
+    total = 1 + (weight + axis_weight).sum(-1, keepdims=True)
+    return jnp.concatenate(frames, axis=1), jnp.concatenate(weights, axis=1) / total
 
 
-def _unit(v: jax.Array) -> jax.Array:
-    return v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+def _axis(v: jax.Array, otherwise: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Direction [..., 3] and |v|^4 [...] of a vector; another direction where it is too short."""
+    square = (v**2).sum(-1)
+    defined = square > UNDEFINED
+    v = jnp.where(defined[..., None], v, otherwise)
+    unit = v / jnp.linalg.norm(v, axis=-1, keepdims=True)
+    return unit, jnp.where(defined, square**2, 0.0)
 
 
 class LocalFrames(nnx.Module):

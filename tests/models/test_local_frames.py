@@ -18,11 +18,13 @@ def test_frames_are_rotations_that_turn_with_the_vectors(x64: None) -> None:
     rng = np.random.default_rng(0)
     vectors, turn = rng.normal(size=(4, 3, 4)), random_rotation(rng)
     frames, weights = map(np.asarray, smooth_frames(jnp.asarray(vectors), (1, -1)))
-    assert frames.shape == (4, 5, 3, 3) and not frames[:, -1].any()
+    assert frames.shape == (4, 7, 3, 3) and not frames[:, -1].any()
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
     gram = frames[:, :4] @ frames[:, :4].swapaxes(-1, -2)
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(3), gram.shape), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(frames[:, :2]), 1)  # proper with the first sign
+    np.testing.assert_allclose(frames[:, 4:6, 0], frames[:, :2, 0])  # the axes alone
+    assert not frames[:, 4:, 1:].any()
     turned, same = smooth_frames(jnp.asarray(turn @ vectors), (1, -1))
     np.testing.assert_allclose(turned, frames @ turn.T, atol=1e-12)
     np.testing.assert_allclose(same, weights, rtol=1e-12)
