@@ -28,7 +28,7 @@ from eqnet.optimizer import Plateau
 from eqnet.options import TrainOptions
 from eqnet.progress import Pace, Progress
 from eqnet.run_folder import History
-from eqnet.training import Outcome, Position, Problem, Program, Stop, TrainState, Weights
+from eqnet.training import Outcome, Position, Program, Stop, Task, TrainState, Weights
 
 LOOK_SECONDS = 2.0  # between looks into a long epoch: progress, and whether the loss is finite
 RESIDENT_BYTES = 1 << 29  # validation batches up to this size stay on the device
@@ -38,7 +38,7 @@ class Fit:
     """One training.
 
     Args:
-        problem: potential, loss and optimiser.
+        problem: what to learn, loss and optimiser.
         options: resolved; max_num_epochs is a number.
         train: batches to learn from.
         valid: batches to validate on, always in the same order.
@@ -50,7 +50,7 @@ class Fit:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Task,
         options: TrainOptions,
         train: Loader,
         valid: Loader,
@@ -244,7 +244,7 @@ class Fit:
             "train_loss": loss_sum / batch if batch else math.nan,
             "valid_loss": loss,
             "lr": float(rate),
-            **losses.in_milli(sums),
+            **self.problem.errors(sums),
             "structures_per_s": round(speed, 1),
             "compilations": self.step.compilations + self.validation.compilations,
         }
@@ -312,23 +312,8 @@ class Fit:
         length = (last - position.epoch) * self.problem.steps_per_epoch
         if options.run.max_num_steps is not None:
             length = min(length, options.run.max_num_steps - position.step)
-        weights = (
-            (
-                options.stage_two.stage_two_energy_weight,
-                options.stage_two.stage_two_forces_weight,
-                options.stage_two.stage_two_stress_weight,
-            )
-            if two
-            else (
-                options.loss.energy_weight,
-                options.loss.forces_weight,
-                options.loss.stress_weight,
-            )
-        )
-        energy, forces, stress = (weight or 0.0 for weight in weights)
-        return training.stage_state(
-            position.lr, position.step, length, (energy, forces, stress), self.dtype
-        )
+        weights = self.problem.term_weights(options, second=two)
+        return training.stage_state(position.lr, position.step, length, weights, self.dtype)
 
     def _stage_two_left(self) -> bool:
         return self.options.stage_two.stage_two and self.position.stage == 1

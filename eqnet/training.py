@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,13 @@ from eqnet.device import give_memory_back, program
 from eqnet.graph import AtomGraph
 from eqnet.ops.timing import Clock
 from eqnet.optimizer import course, ema_decay, optimizer
-from eqnet.options import LossOptions, OptimizerOptions
+from eqnet.options import LossOptions, OptimizerOptions, TrainOptions
 from eqnet.potential import Potential
 
 if TYPE_CHECKING:
     from eqnet.data.batches import Targets
 
+Module = TypeVar("Module", bound=nnx.Module)
 Weights = tuple[jax.Array, ...]  # of a potential, in the order of jax.tree.leaves
 
 
@@ -40,7 +41,7 @@ class StageState:
     lr: jax.Array  # [] learning rate before the course within the stage
     start: jax.Array  # [] int32, first step of the stage
     length: jax.Array  # [] int32, steps of the stage
-    weights: jax.Array  # [3] of energy, forces and stress in the loss
+    weights: jax.Array  # of the terms in the loss, [3] of energy, forces and stress
 
 
 @jax.tree_util.register_dataclass
@@ -107,6 +108,47 @@ class Outcome:
     signal: int | None = None
 
 
+class Task(Protocol):
+    """What a step and the loop know of what is learned: `Problem`, or one for tensors."""
+
+    @property
+    def optimizer(self) -> OptimizerOptions:
+        """Resolved options of the optimiser."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def weights(self) -> Weights:
+        """The first weights."""
+        ...
+
+    def term_weights(self, options: TrainOptions, *, second: bool) -> tuple[float, ...]:
+        """Weight of each term of the loss, in the first or the second stage."""
+        ...
+
+    def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
+        """The pure function from weights and a batch to the sums of its errors, by term."""
+        ...
+
+    def errors(self, sums: losses.Sums) -> dict[str, float]:
+        """Errors of a validation by the names of the history."""
+        ...
+
+
+def weights_of(module: nnx.Module) -> Weights:
+    """The weights of a module."""
+    return tuple(jax.tree.leaves(nnx.state(module)))
+
+
+def with_weights(module: Module, weights: Weights) -> Module:
+    """A copy of a module with other weights."""
+    graphdef, params = nnx.split(module)
+    return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), weights))
+
+
 @dataclass(frozen=True)
 class Problem:
     """A potential and what to minimise: all that a step is made from.
@@ -127,12 +169,27 @@ class Problem:
 
     def weights(self) -> Weights:
         """The weights of the potential."""
-        return tuple(jax.tree.leaves(nnx.state(self.potential)))
+        return weights_of(self.potential)
 
     def with_weights(self, weights: Weights) -> Potential:
         """A copy of the potential with other weights."""
-        graphdef, params = nnx.split(self.potential)
-        return nnx.merge(graphdef, jax.tree.unflatten(jax.tree.structure(params), weights))
+        return with_weights(self.potential, weights)
+
+    def term_weights(self, options: TrainOptions, *, second: bool) -> tuple[float, ...]:
+        """Weights of energy, forces and stress."""
+        weights = options.loss.energy_weight, options.loss.forces_weight, options.loss.stress_weight
+        if second:
+            two = options.stage_two
+            weights = (
+                two.stage_two_energy_weight,
+                two.stage_two_forces_weight,
+                two.stage_two_stress_weight,
+            )
+        return tuple(weight or 0.0 for weight in weights)
+
+    def errors(self, sums: losses.Sums) -> dict[str, float]:
+        """MAE and RMSE in meV, meV/A and meV/A^3."""
+        return losses.in_milli(sums)
 
     def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
         """The pure function from weights and a batch to the sums of its errors."""
@@ -149,7 +206,7 @@ class Problem:
         return sums
 
 
-def first_state(problem: Problem, stage: StageState, seed: int) -> TrainState:
+def first_state(problem: Task, stage: StageState, seed: int) -> TrainState:
     """The state before the first step."""
 
     def make(params: Weights, stage: StageState) -> TrainState:
@@ -176,7 +233,7 @@ def copied(tree: Any) -> Any:
 
 
 def stage_state(
-    lr: float, start: int, length: int, weights: tuple[float, float, float], dtype: Any
+    lr: float, start: int, length: int, weights: tuple[float, ...], dtype: Any
 ) -> StageState:
     """The numbers of a stage as arrays."""
     return StageState(
@@ -187,7 +244,7 @@ def stage_state(
     )
 
 
-def train_step(problem: Problem) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
+def train_step(problem: Task) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
     """The pure function of one step.
 
     A loss or gradient that is not finite leaves weights, average and optimiser as they were, then

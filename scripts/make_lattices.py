@@ -120,7 +120,7 @@ def random_lattice(rng: np.random.Generator) -> Lattice:
     bend = (np.eye(3) + rng.normal(scale=0.07, size=(3, 3))) @ turn
     positions = ideal.positions + rng.normal(scale=0.06 * length, size=ideal.positions.shape)
     kept = rng.permutation(len(ideal.struts))[int(rng.uniform(0, 0.1) * len(ideal.struts)) :]
-    radius = length * rng.uniform(0.05, 0.08)
+    radius = float(length * rng.uniform(0.05, 0.08))
     return Lattice(positions @ bend, ideal.cell @ bend, ideal.struts[np.sort(kept)], radius)
 
 

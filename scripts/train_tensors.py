@@ -1,0 +1,208 @@
+"""Train a model on tensors: dipoles, polarisabilities, Born charges, elasticity.
+
+    python scripts/train_tensors.py TRAIN TEST --target dipole --out dipole
+
+trains by the loop of `eqnet train` for some minutes, keeps the weights with the lowest validation
+loss, and prints the errors on the test structures beside those of the mean label. A file of
+lattices (`scripts/make_lattices.py`) names its struts: they are the edges then, and lengths are in
+units of the strut radius.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from eqnet.errors import InputError
+from eqnet.model_options import ModelOptions
+from eqnet.options import TrainOptions, check, resolve_choices
+
+if TYPE_CHECKING:
+    from eqnet.data.frame import Frame
+    from eqnet.data.items import Item
+    from eqnet.data.tensor_labels import TensorKind
+    from eqnet.tensor_model import TensorModel
+
+
+@dataclass(frozen=True)
+class TensorOptions:
+    """Train a model on tensors and print its errors on test structures."""
+
+    train_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
+    """Structures to learn from; every tenth one validates."""
+    test_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEST")]
+    """Structures that the errors are of."""
+    target: tuple[str, ...]
+    """Tensors: dipole, polarizability, born_effective_charges, elasticity."""
+    model: ModelOptions
+    """Of the model, as of `eqnet train`."""
+    out: str = "tensors"
+    """Folder of checkpoints and errors by epoch; the same command again goes on with it."""
+    relative: bool = False
+    """Whether the error of a label counts relative to the label, not to the spread of all."""
+    max_minutes: float = 5.0
+    """Wall-clock limit."""
+    max_num_epochs: int = 100
+    """Epochs; the learning rate falls by a cosine over them."""
+    batch_size: int = 4
+    """Structures per step."""
+    lr: float = 0.01
+    """Learning rate."""
+    seed: int = 0
+    """Of weights and order."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, evaluate, print."""
+    from eqnet.data.tensor_labels import TENSORS, read_tensors
+
+    config = (tyro.conf.OmitArgPrefixes,)
+    options = tyro.cli(TensorOptions, args=argv, config=config)
+    if unknown := [name for name in options.target if name not in TENSORS]:
+        raise InputError(f"there is no target {unknown[0]}; there are {', '.join(TENSORS)}")
+    kinds = {name: TENSORS[name] for name in options.target}
+    frames = read_tensors(options.train_file, kinds)
+    train = [frame for i, frame in enumerate(frames) if i % 10 != 9]
+    test = read_tensors(options.test_file, kinds)
+    model = fit(options, kinds, train, frames[9::10])
+    report(model, kinds, train, test)
+    return 0
+
+
+def fit(
+    options: TensorOptions,
+    kinds: Mapping[str, TensorKind],
+    train: Sequence[Frame],
+    valid: Sequence[Frame],
+) -> TensorModel:
+    """The model with the lowest validation loss."""
+    from rich.console import Console
+
+    from eqnet.checkpoint import Checkpoints
+    from eqnet.data.batches import Loader
+    from eqnet.fit import Fit
+    from eqnet.progress import Progress
+    from eqnet.run_folder import History
+    from eqnet.tensor_evaluation import spread
+    from eqnet.tensor_training import TensorProblem
+
+    chosen = TrainOptions(model=options.model).replace(
+        {
+            "batch_size": options.batch_size,
+            "lr": options.lr,
+            "seed": options.seed,
+            "max_num_epochs": options.max_num_epochs,
+            "max_minutes": options.max_minutes,
+        }
+    )
+    check(chosen)
+    chosen = resolve_choices(chosen)
+    model, items = build(chosen, kinds, [*train, *valid], len(train))
+    common = {
+        "reference_energy": lambda species: 0.0,
+        "tensors": kinds,
+        "max_shapes": 2,  # a step is cheap beside a compilation
+    }
+    loader = Loader(items[: len(train)], options.batch_size, seed=options.seed, **common)
+    validation = Loader(items[len(train) :], 4 * options.batch_size, shuffle=False, **common)
+    sizes = tuple(spread(name, kind, train) for name, kind in kinds.items())
+    problem = TensorProblem(
+        model, chosen.loss, chosen.optimizer, loader.num_batches, sizes, options.relative
+    )
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress(Console(stderr=True))
+    outcome = Fit(
+        problem,
+        chosen,
+        loader,
+        validation,
+        checkpoints=Checkpoints(folder / "checkpoints", tell=progress.tell),
+        history=History(folder),
+        progress=progress,
+    ).run()
+    print(f"ended after {outcome.reason}; {outcome.position.seconds:.0f} s of training")
+    return problem.with_weights(outcome.best)
+
+
+def build(
+    chosen: TrainOptions, kinds: Mapping[str, TensorKind], frames: Sequence[Frame], train: int
+) -> tuple[TensorModel, list[Item]]:
+    """The model with its first weights, from the first `train` frames, and the items of all."""
+    import numpy as np
+    from flax import nnx
+
+    from eqnet.data.neighbors import average_num_neighbors
+    from eqnet.model_choice import config_class_of, default_of, make_config, model_options
+    from eqnet.models import MODELS
+    from eqnet.tensor_model import TensorModel, fit_scale_and_shift, needed_irreps
+
+    values, config_class = model_options(chosen), config_class_of(chosen.model.model)
+    elements = tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in frames])))
+    items = items_of(frames, elements, values.get("r_max", default_of(config_class, "r_max")))
+    neighbors = average_num_neighbors([item.neighbors for item in items[:train]])
+    config = make_config(config_class, values, elements=elements, neighbors=neighbors)
+    fitted = {
+        name: fit_scale_and_shift(kind, name, [item.frame for item in items[:train]], elements)
+        for name, kind in kinds.items()
+    }
+
+    def construct() -> TensorModel:
+        rngs, method = nnx.Rngs(chosen.run.seed), chosen.model.method
+        model = MODELS[chosen.model.model][1](
+            config, rngs=rngs, method=method, needed=needed_irreps(kinds)
+        )
+        return TensorModel(
+            model,
+            kinds,
+            elements=elements,
+            cutoff=config.r_max,
+            scale={name: scale for name, (scale, _) in fitted.items()},
+            shift={name: shift for name, (_, shift) in fitted.items()},
+            rngs=rngs,
+        )
+
+    return nnx.jit(construct)(), items
+
+
+def items_of(frames: Sequence[Frame], elements: Sequence[int], r_max: float) -> list[Item]:
+    """Structures with their neighbours, lattices with their struts."""
+    from eqnet.data.items import make_items
+    from eqnet.data.struts import strut_item
+
+    if any("struts" in frame.info for frame in frames):
+        return [strut_item(frame, elements, r_max) for frame in frames]
+    return make_items(frames, elements, r_max)
+
+
+def report(
+    model: TensorModel,
+    kinds: Mapping[str, TensorKind],
+    train: Sequence[Frame],
+    test: Sequence[Frame],
+) -> None:
+    """Print the errors on the test structures."""
+    from eqnet.tensor_evaluation import errors, mean_label, predict
+
+    items = items_of(test, model.elements, model.cutoff)
+    answers = predict(model, items)
+    for name, kind in kinds.items():
+        naive = mean_label(name, kind, train, test)
+        for who, found in (("model", answers), ("mean label", naive)):
+            e = errors(name, test, found)
+            print(
+                f"{name:24s} {who:10s} MAE {e['mae']:.4g}  RMSE {e['rmse']:.4g} {kind.unit}  "
+                f"relative {100 * e['relative']:.2f} %"
+            )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(str(error))
