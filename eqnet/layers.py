@@ -40,6 +40,11 @@ def tanh(x: jax.Array) -> jax.Array:
     return TANH_NORM * jnp.tanh(x)
 
 
+def smooth_leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
+    """(1 + a) / 2 x + (1 - a) / 2 x tanh(x / 2): slope 1 far above zero, a far below."""
+    return x * ((1 + slope) / 2 + (1 - slope) / 2 * jnp.tanh(x / 2))
+
+
 def one_hot(species: jax.Array, num_elements: int, dtype: jnp.dtype) -> jax.Array:
     """[N] -> [N, num_elements]."""
     return jax.nn.one_hot(species, num_elements, dtype=dtype)

@@ -12,7 +12,7 @@ With one frame Q = 1 for all it is invariant in translations and permutations on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from flax import nnx
 from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
 from eqnet.layers import MLP, Dense, bessel, one_hot, polynomial_cutoff, select, silu
 from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.so3 import HIGHEST
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,6 @@ class CoordinateNetworkConfig:
     num_cutoff_basis: int = 6
     avg_num_neighbors: float = 1.0
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 32, "num_interactions": 2},
-        "medium": {"num_channels": 64, "num_interactions": 3},
-        "large": {"num_channels": 128, "num_interactions": 4},
-    }
-
 
 class Layer(nnx.Module):
     """Messages in the frames of each atom, their sum, and an average over the frames."""
@@ -68,7 +63,9 @@ class Layer(nnx.Module):
 
     def messages(self, atoms: jax.Array, basis: jax.Array, unit: jax.Array) -> jax.Array:
         """[r, k, C], [r, k, B] and [r, k, F, 3] -> [r, k, F, C]."""
-        hidden = (atoms + self.radial(basis))[:, :, None] + self.direction(float(np.sqrt(3.0)) * unit)
+        hidden = (atoms + self.radial(basis))[:, :, None] + self.direction(
+            float(np.sqrt(3.0)) * unit
+        )
         return silu(self.message(silu(hidden)))
 
     @jax.named_scope("layer")
@@ -80,7 +77,7 @@ class Layer(nnx.Module):
 
         def some_rows(operands: Any, common: nnx.State) -> jax.Array:
             sent, received, (basis, envelope, unit, frames) = operands
-            turned = jnp.einsum("rfab,rkb->rkfa", frames, unit)
+            turned = jnp.einsum("rfab,rkb->rkfa", frames, unit, precision=HIGHEST)
             found = nnx.merge(graphdef, common).messages(received[:, None] + sent, basis, turned)
             return (found * envelope[..., None, None]).sum(1)
 

@@ -5,13 +5,13 @@ r_ii = 0. With u the envelope, e one table for the centre and one for the neighb
 
     s_ij = p_ij + MLP(p_ij),    p_ij = e(z_i) e'(z_j) W bessel(r_ij)
     s_ij <- s_ij + A |g_j| + a r_ij                                      (from the second block on)
-    g_i <- sum_j u(r_ij) (g_j Theta + r_ij theta) tanh(s_ij alpha + beta) / sqrt(avg_num_neighbors)
+    g_i <- sum_j u(r_ij) (g_j Theta + r_ij theta) tanh(s_ij alpha + beta) / sqrt(1 + n)
     E_i = MLP(tanh(|g_i O| A + b(z_i)))
 
-where |.| is the length of each vector. Lengths are taken as sqrt(|g|^2 + 1) - 1, which is smooth at
-zero and tells apart what |g| tells apart. Published is the case of a cutoff that reaches all atoms
-of a molecule, one number s_ij for each pair, and a readout of the sum of tanh over the atoms rather
-than of each atom: an energy has to be additive.
+where |.| is the length of each vector and n is avg_num_neighbors. Lengths are taken as sqrt(|g|^2 +
+1) - 1, which is smooth at zero and tells apart what |g| tells apart. Published is the case of a
+cutoff that reaches all atoms of a molecule, one number s_ij for each pair, and a readout of the sum
+of tanh over the atoms rather than of each atom: an energy has to be additive.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class EGenNetConfig:
         num_interactions: number of blocks.
         num_radial_basis: Bessel functions.
         num_cutoff_basis: order p of the polynomial cutoff.
-        avg_num_neighbors: sums over neighbours are divided by its square root.
+        avg_num_neighbors: sums are divided by the square root of this and one, for the atom.
         product: 'cartesian', numbers times vectors: there is no other.
     """
 

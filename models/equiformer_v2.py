@@ -25,11 +25,11 @@ from flax import nnx
 
 from eqnet.graph import AtomGraph, sum_rows
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
-from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu
+from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu, smooth_leaky_relu
 from eqnet.norms import NormedMLP, NumberNorm, SeparableNorm
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
-from eqnet.ops.edge_scalars import Edges, EdgeScalars, edges_of
+from eqnet.ops.edge_scalars import Edges, EdgeScalars, check_radial_basis, edges_of
 from eqnet.ops.row_softmax import RowSums, join_rows, row_terms
 from eqnet.ops.s2_activation import S2Activation, S2Grid
 from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated
@@ -93,7 +93,7 @@ class EquiformerV2Config:
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"num_channels": 32, "max_L": 2, "num_interactions": 2, "ffn_channels": 32},
         "medium": {"num_channels": 64, "max_L": 2, "num_interactions": 4},
-        # of the published 31 million parameters
+        # widths of the published network of 31 million parameters, which is --group SO3
         "large": {
             "num_channels": 128, "max_L": 4, "num_interactions": 8, "num_heads": 8,
             "alpha_channels": 64, "hidden_channels": 64, "ffn_channels": 128, "edge_channels": 128,
@@ -116,6 +116,7 @@ class EquiformerV2Config:
                     f"{name} of equiformer_v2 is {' or '.join(there)}, not {getattr(self, name)}"
                 )
         require_so2("equiformer_v2", self.product)
+        check_radial_basis(self.num_radial_basis)
         if self.m_max > self.max_L:
             raise ValueError(f"m_max {self.m_max} has no effect above max_L {self.max_L}: lower it")
         if self.activation == "s2":
@@ -214,11 +215,6 @@ class Messages(nnx.Module):
         on_sphere = self.activation(z.reshape((-1, *z.shape[2:]))).reshape(z.shape)
         scalars = jax.nn.silu(others)[..., None, :]
         return jnp.concatenate([scalars, on_sphere[..., 1:, :]], axis=-2)
-
-
-def smooth_leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
-    """(1 + a) / 2 x + (1 - a) / 2 x tanh(x / 2): slope 1 far above zero, a far below."""
-    return x * ((1 + slope) / 2 + (1 - slope) / 2 * jnp.tanh(x / 2))
 
 
 class GraphAttention(nnx.Module):
@@ -338,8 +334,9 @@ class EquiformerV2(nnx.Module):
         radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
         unit, edges = edges_of(graph, *radial)
         if config.attention == "softmax":
-            mask = jnp.asarray(graph.neighbor_mask, unit.dtype)
-            edges = edges._replace(envelope=mask)
+            # a list with a skin holds edges beyond the cutoff, too
+            inside = (edges.envelope > 0).astype(unit.dtype)
+            edges = edges._replace(envelope=inside)
         frames = self.rows.matrices(unit)
         with jax.named_scope("embedding"):
             summed = sum_rows(edge_embedding(self.degrees, frames, edges), graph)

@@ -27,7 +27,7 @@ from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu
 from eqnet.norms import NormedMLP
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_network, require_so2
-from eqnet.ops.edge_scalars import Edges, edges_of
+from eqnet.ops.edge_scalars import Edges, check_radial_basis, edges_of
 from eqnet.ops.s2_activation import S2Activation, S2Grid
 from eqnet.ops.so2_linear import OrderRows, gated
 from eqnet.ops.so2_orders import Group
@@ -93,6 +93,7 @@ class ESCNConfig:
             ValueError: a choice that does not exist, or an option without effect.
         """
         require_so2("escn", self.product)
+        check_radial_basis(self.num_radial_basis)
         if self.activation not in ("gate", "s2"):
             raise ValueError(f"activation of escn is gate or s2, not {self.activation!r}")
         if self.grid_resolution and self.activation != "s2":
@@ -246,7 +247,9 @@ class Readout(nnx.Module):
         """[N, d, C] -> [N]."""
         if self.sphere is None:
             return self.network(x[:, 0])[:, 0]
-        return self.sphere(x, self.network)[:, 0, 0]
+        sphere, network = self.sphere, self.network
+        row_bytes = sphere.grid.num_points * x.shape[-1] * x.dtype.itemsize
+        return in_blocks(lambda some: sphere(some, network), (x,), row_bytes)[:, 0, 0]
 
 
 class ESCN(nnx.Module):

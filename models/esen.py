@@ -25,7 +25,7 @@ from eqnet.irreps import Irreps, IrrepsArray, add, spherical_irreps
 from eqnet.layers import Dense, Linear, one_hot, select
 from eqnet.norms import NormedMLP, RMSNorm
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
-from eqnet.ops.edge_scalars import Edges, EdgeScalars, RadialBasis, edges_of
+from eqnet.ops.edge_scalars import Edges, EdgeScalars, RadialBasis, check_radial_basis, edges_of
 from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated
 from eqnet.ops.so2_orders import Group
 
@@ -70,7 +70,7 @@ class ESENConfig:
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"num_channels": 32, "hidden_channels": 32, "edge_channels": 32},
         "medium": {"num_channels": 64, "hidden_channels": 64, "edge_channels": 64},
-        # of the 3.2 million parameters that were published for molecules
+        # widths of the network of 3.2 million parameters published for molecules, --group SO3
         "large": {
             "num_channels": 128, "hidden_channels": 128, "edge_channels": 128,
             "radial_basis": "bessel",
@@ -84,6 +84,7 @@ class ESENConfig:
             ValueError: a choice that does not exist, or an option without effect.
         """
         require_so2("esen", self.product)
+        check_radial_basis(self.num_radial_basis, self.radial_basis)
         self.rows()
         return spherical_irreps(self.max_L) * self.num_channels
 

@@ -26,6 +26,7 @@ from jax.core import Tracer
 
 from eqnet.graph import AtomGraph, sum_structures
 from eqnet.models.egennet import EGenNetConfig, Vectors
+from eqnet.ops.so2_orders import check_group
 from eqnet.so3 import HIGHEST
 
 Group = Literal["O3", "SO3"]
@@ -103,6 +104,7 @@ class FrameAveraging(nnx.Module):
     """
 
     def __init__(self, backbone: Callable[[AtomGraph], jax.Array], group: Group = "O3"):
+        check_group(group)
         self.backbone, self.group = backbone, group
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
@@ -146,6 +148,7 @@ class LearnedFrames(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
+        check_group(group)
         if config.num_channels != 2:
             raise ValueError(
                 f"a frame needs num_channels 2, two vectors, not {config.num_channels}"

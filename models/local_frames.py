@@ -29,6 +29,7 @@ from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps
 from eqnet.models.coordinate_network import CoordinateNetwork, CoordinateNetworkConfig
 from eqnet.models.egennet import EGenNetConfig, Vectors
+from eqnet.ops.so2_orders import check_group
 
 # Below this |v|^2 an axis counts as undefined; its weight would be less than the square.
 UNDEFINED = 1e-12
@@ -74,8 +75,9 @@ class LocalFramesConfig:
         """Irreps of the numbers of each atom.
 
         Raises:
-            ValueError: another product.
+            ValueError: another product, or no such group.
         """
+        check_group(self.group)
         if self.product != "cartesian":
             raise ValueError(
                 "local_frames multiplies numbers by vectors, so that only product cartesian fits, "

@@ -24,7 +24,7 @@ from flax import nnx
 
 from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
-from eqnet.layers import MLP, one_hot, polynomial_cutoff, select, sigmoid, silu
+from eqnet.layers import MLP, one_hot, polynomial_cutoff, select, sigmoid, silu, smooth_leaky_relu
 from eqnet.norms import LayerNorm, NormedMLP
 from eqnet.ops import (
     PRODUCTS,
@@ -248,11 +248,6 @@ class Messages(nnx.Module):
         y = smooth_leaky_relu(self.logit(scalars[..., None, :]))
         y = y.reshape((*scalars.shape[:-1], *direction.shape))
         return (y * direction).sum(-1) / np.sqrt(direction.shape[-1]).astype(y.dtype)
-
-
-def smooth_leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
-    """(1 + a) / 2 x + (1 - a) / 2 x tanh(x / 2): slope 1 far above zero, a far below."""
-    return x * ((1 + slope) / 2 + (1 - slope) / 2 * jnp.tanh(x / 2))
 
 
 class Layer(nnx.Module):

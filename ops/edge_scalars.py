@@ -32,6 +32,18 @@ class Edges(NamedTuple):
     received: jax.Array
 
 
+def check_radial_basis(number: int, radial_basis: RadialBasis = "gaussian") -> None:
+    """Refuse radial functions that cannot be made.
+
+    Raises:
+        ValueError: no such kind, or a single Gaussian, which has no width.
+    """
+    if radial_basis not in ("gaussian", "bessel"):
+        raise ValueError(f"radial_basis is gaussian or bessel, not {radial_basis!r}")
+    if radial_basis == "gaussian" and number < 2:
+        raise ValueError(f"Gaussians need num_radial_basis of 2 or more, not {number}")
+
+
 @jax.named_scope("edges")
 def edges_of(
     graph: AtomGraph, r_max: float, num_basis: int, p: int, radial_basis: RadialBasis = "gaussian"
@@ -47,13 +59,8 @@ def edges_of(
 
     Returns:
         Unit vectors from the centre to the neighbour [R, K, 3], and the rest.
-
-    Raises:
-        ValueError: no such radial functions.
     """
     functions = {"gaussian": gaussian, "bessel": bessel}
-    if radial_basis not in functions:
-        raise ValueError(f"radial_basis is gaussian or bessel, not {radial_basis!r}")
     vectors = displacements(graph)
     distance = jnp.linalg.norm(vectors, axis=-1)
     envelope = polynomial_cutoff(distance, r_max, p)

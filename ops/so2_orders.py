@@ -36,6 +36,16 @@ class Order(NamedTuple):
     matrices: int
 
 
+def check_group(group: str) -> None:
+    """Refuse a word that is no group.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    if group not in ("O3", "SO3"):
+        raise ValueError(f"the group is 'O3' or 'SO3', not {group!r}")
+
+
 def is_natural(irrep: Irrep, group: Group) -> bool:
     """Whether m = 0 keeps its sign in mirrors that contain the edge; 'SO3' has no mirrors."""
     return group == "SO3" or irrep.p == (-1) ** irrep.l
@@ -49,8 +59,7 @@ def meetings(
     Raises:
         ValueError: no such group or order.
     """
-    if group not in ("O3", "SO3"):
-        raise ValueError(f"the group is 'O3' or 'SO3', not {group!r}")
+    check_group(group)
     if m_max is not None and m_max < 0:
         raise ValueError(f"m_max is the highest |m| to keep, 0 or more, not {m_max}")
     found = []

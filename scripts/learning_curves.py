@@ -5,6 +5,7 @@
 trains the same MACE with mace-torch and with eqnet, with equal weights of the loss, optimiser,
 learning rates, batches and number of epochs, and then eqnet with the options of a recipe. It writes
 curves.json and curves.png into the folder and prints a table. Runs that are there are not repeated.
+It needs Linux, which tells the CPU time of a running process.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ class Run:
 
     Attributes:
         name: of the curve.
+        settings: by the names of the program.
         command: to be run in the folder.
         log: file with one JSON object per line.
     """
 
     name: str
+    settings: dict[str, Any]
     command: list[str]
     log: Path
 
@@ -91,8 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = out / f"{run.name}.json"
         if not kept.exists():
             print(f"{run.name}: {' '.join(run.command)}", flush=True)
-            kept.write_text(json.dumps(follow(run, out, options.core)))
-        curves[run.name] = [Point(*values) for values in json.loads(kept.read_text())]
+            points = follow(run, out, options.core)
+            kept.write_text(json.dumps({"settings": run.settings, "points": points}))
+        found = json.loads(kept.read_text())
+        if found["settings"] != run.settings:
+            raise InputError(f"{kept} is of a run with other settings: choose another --out")
+        curves[run.name] = [Point(*values) for values in found["points"]]
     written = {"options": asdict(options), "columns": Point._fields, "curves": curves}
     (out / "curves.json").write_text(json.dumps(written, indent=1))
     show(curves)
@@ -141,7 +148,7 @@ def runs(options: CurveOptions, out: Path) -> Iterator[Run]:
     }
     words = [f"--{name}={value}" for name, value in theirs.items()]
     command = [options.mace_torch, "-m", "mace.cli.run_train", *words, "--ema", "--amsgrad"]
-    yield Run("mace-torch", command, out / "mace-torch/results/mace_run-0_train.txt")
+    yield Run("mace-torch", theirs, command, out / "mace-torch/results/mace_run-0_train.txt")
     ours = common | {"loss": "l1", "optimizer": "amsgrad", "scheduler": "exponential"}
     yield _eqnet("eqnet", ours, out)
     if options.recipe is not None:
@@ -153,11 +160,11 @@ def runs(options: CurveOptions, out: Path) -> Iterator[Run]:
 
 def _eqnet(name: str, values: dict[str, Any], out: Path) -> Run:
     """`eqnet train` from a file of options in the folder."""
-    folder = name.replace(", ", "-")
+    folder = "run-" + name.replace(", ", "-")  # a folder named eqnet would be imported as eqnet
     config = out / f"{folder}.yaml"
     config.write_text(yaml.safe_dump(values | {"name": folder, "work_dir": "."}))
     command = [sys.executable, "-m", "eqnet.scripts.train", "--config", config.name]
-    return Run(name, command, out / folder / "metrics.jsonl")
+    return Run(name, values, command, out / folder / "metrics.jsonl")
 
 
 def follow(run: Run, out: Path, core: int | None) -> list[Point]:

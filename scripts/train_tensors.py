@@ -142,6 +142,11 @@ def build(
     from eqnet.models import MODELS
     from eqnet.tensor_model import TensorModel, fit_scale_and_shift, needed_irreps
 
+    able = [name for name, (_, model) in MODELS.items() if hasattr(model, "features")]
+    if chosen.model.model not in able:
+        raise InputError(
+            f"--model {chosen.model.model} gives no tensors; there are {' and '.join(able)}"
+        )
     values, config_class = model_options(chosen), config_class_of(chosen.model.model)
     elements = tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in frames])))
     items = items_of(frames, elements, values.get("r_max", default_of(config_class, "r_max")))

@@ -37,7 +37,7 @@ def test_symmetrised_is_the_mean_over_all_allowed_permutations() -> None:
 
 
 def test_read_and_packed(tmp_path: Path) -> None:
-    """A label of atoms and one of the structure, under their keys; what is absent weighs nothing."""
+    """A label of atoms and one of the structure, by their keys; what is absent weighs nothing."""
     born = np.arange(27.0).reshape(3, 9)
     first = water(REF_polarizability=np.diag([1.0, 2.0, 3.0]).ravel())
     first.set_array("zstar", born)

@@ -17,7 +17,7 @@ from morse import by_hand, morse_potential
 
 from eqnet.data.frame import Frame
 from eqnet.fit import Fit
-from eqnet.training import Outcome
+from eqnet.training import Outcome, Problem
 
 TIMES = ("wall_s", "structures_per_s", "compilations")
 
@@ -257,6 +257,7 @@ def test_validation_errors_equal_those_of_single_predictions(tmp_path: Path, x64
 
     fit = small_run.fit(tmp_path, small_run.options(max_num_epochs=1, default_dtype="float64"))
     row = fit.run().history[-1]
+    assert isinstance(fit.problem, Problem)
     potential = fit.problem.with_weights(fit.best)
     energies, forces = [], []
     for item in fit.valid.items:
@@ -301,6 +302,7 @@ def test_stress_is_trained_and_validated(tmp_path: Path, x64: None) -> None:
     )
     fit = small_run.fit(tmp_path, chosen, data=data)
     end = fit.run()
+    assert isinstance(fit.problem, Problem)
     potential = fit.problem.with_weights(fit.state.ema)
     graph = pack([fit.valid.items[2]], dtype=np.float64)
     found = potential.predict(graph, stress=True).stress

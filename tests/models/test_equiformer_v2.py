@@ -321,6 +321,17 @@ def test_the_published_softmax_jumps_where_a_neighbour_leaves(x64: None) -> None
     assert jumps["smooth"] < 1e-10 and jumps["softmax"] > 1e-2
 
 
+@pytest.mark.parametrize("attention", ["smooth", "softmax"])
+def test_neighbours_beyond_the_cutoff_change_nothing(attention: Any, x64: None) -> None:
+    """A list with a skin holds some."""
+    model = EquiformerV2(replace(SMALL, attention=attention), rngs=nnx.Rngs(0))
+    _, crystal = structures()
+    graphs = [make_graph([crystal], SMALL.elements, SMALL.r_max + skin) for skin in (0.0, 0.5)]
+    assert graphs[1].neighbor_mask.sum() > graphs[0].neighbor_mask.sum()
+    tight, loose = (np.asarray(jax.jit(model)(graph)) for graph in graphs)
+    np.testing.assert_allclose(loose, tight, rtol=1e-12)
+
+
 def test_activations_on_a_sphere_declare_their_error(x64: None) -> None:
     molecule, _ = structures()
     turns = list(random_elements(np.random.default_rng(0), 2))
