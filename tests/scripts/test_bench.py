@@ -90,7 +90,7 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", []) == 0
-    assert "usage: eqnet bench {ops,model,train}" in capsys.readouterr().out
+    assert "usage: eqnet bench {ops,model,train,geometry}" in capsys.readouterr().out
 
 
 def test_ops_on_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,3 +255,16 @@ def test_one_core(tmp_path: Path) -> None:
     # one thread cannot use more time than passes
     times = np.array([[row["cpu_ms_median"], row["wall_ms_median"]] for row in written["rows"]])
     assert (times[:, 0] < 1.5 * times[:, 1] + 0.1).all()
+
+
+def test_geometry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One layer of NequIP sees distances alone (Joshi et al. 2023), one of E-GenNet more."""
+    file = tmp_path / "pairs.csv"
+    words = "--models nequip,egennet --pairs 2-body --layers 1 --degrees 1 --seeds 1"
+    assert run("bench", ["geometry", *words.split(), f"--csv={file}"]) == 0
+    assert "2-body needs" in capsys.readouterr().out
+    with file.open() as stream:
+        found = {row["model"]: float(row["2-body"]) for row in csv.DictReader(stream)}
+    assert found["nequip"] < 100 < 1e5 < found["egennet"]
+    assert run("bench", ["geometry", "--pairs", "3-bod"]) == 2
+    assert "there is no '3-bod'" in capsys.readouterr().err
