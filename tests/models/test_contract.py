@@ -411,6 +411,18 @@ def test_single_precision(case: Case) -> None:
     close(single.forces, double.forces, 1e-5)
 
 
+# compiling the gradient of a gradient takes ten seconds and more for each of the others
+GRADIENTS_EVERY_TIME = ("mace", "nequip", "esen", "tensornet", "repulsion")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=[] if name in GRADIENTS_EVERY_TIME else pytest.mark.slow)
+        for name in CASES
+    ],
+    indirect=True,
+)
 def test_derivatives_of_a_loss_with_forces(case: Case) -> None:
     """The gradient that training uses, second derivatives of the model, against differences."""
     if not jax.tree.leaves(case.state):
