@@ -233,6 +233,17 @@ def polynomial_cutoff(distance: jax.Array, cutoff: float, p: int) -> jax.Array:
     return jnp.where(u < 1, value, jnp.zeros_like(value))
 
 
+def lengths_of(graph: AtomGraph, r_max: float, p: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Vectors [R, K, 3] and lengths [R, K] of all edges in angstrom, and their envelope [R, K].
+
+    The envelope is `polynomial_cutoff` of order p at r_max, and zero in slots without an edge.
+    """
+    vectors = displacements(graph)
+    distance = jnp.linalg.norm(vectors, axis=-1)
+    envelope = polynomial_cutoff(distance, r_max, p)
+    return vectors, distance, envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+
+
 @jax.named_scope("edges")
 def edge_features(
     graph: AtomGraph, l_max: int, r_max: float, num_basis: int, p: int, *, sign: int = 1
@@ -251,12 +262,9 @@ def edge_features(
         Spherical harmonics [R, K, (l_max + 1)^2, 1] and the radial basis [R, K, num_basis], which
         is zero in slots without an edge.
     """
-    vectors = displacements(graph)
-    distance = jnp.linalg.norm(vectors, axis=-1)
+    vectors, distance, envelope = lengths_of(graph, r_max, p)
     harmonics = spherical_harmonics(l_max, sign * vectors / distance[..., None])
     directions = IrrepsArray.from_blocks(
         spherical_irreps(l_max), [block[..., None] for block in harmonics]
     )
-    envelope = polynomial_cutoff(distance, r_max, p)
-    envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
     return directions, bessel(distance, r_max, num_basis) * envelope[..., None]

@@ -106,6 +106,11 @@ class SeparableNorm(nnx.Module):
         return IrrepsArray.from_blocks(self.irreps, out)
 
 
+def normalised(norm: LayerNorm | SeparableNorm, x: jax.Array) -> jax.Array:
+    """A norm of features of one number of channels, [N, d, C] -> [N, d, C]."""
+    return norm(IrrepsArray(norm.irreps, x.reshape((len(x), -1)))).array.reshape(x.shape)
+
+
 class NumberNorm(nnx.Module):
     """Layer norm of plain numbers over the last axis, with a scale and a shift for each."""
 

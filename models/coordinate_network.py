@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
-from eqnet.layers import MLP, Dense, bessel, one_hot, polynomial_cutoff, select, silu
+from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
+from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select, silu
 from eqnet.ops.blocks import neighbors_in_blocks
 from eqnet.so3 import HIGHEST
 
@@ -117,10 +117,7 @@ class CoordinateNetwork(nnx.Module):
             Energy of each atom, [N].
         """
         config = self.config
-        r = displacements(graph)
-        distance = jnp.linalg.norm(r, axis=-1)
-        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
-        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+        r, distance, envelope = lengths_of(graph, config.r_max, config.num_cutoff_basis)
         basis = bessel(distance, config.r_max, config.num_radial_basis)
         edges = (basis, envelope, r / distance[..., None], gather_centers(frames, graph))
         chosen = one_hot(jnp.asarray(graph.species), len(config.elements), distance.dtype)

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
 from eqnet.irreps import Irreps
-from eqnet.layers import MLP, Dense, bessel, one_hot, polynomial_cutoff, select
+from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select
 from eqnet.ops.blocks import neighbors_in_blocks
 from eqnet.so3 import HIGHEST
 
@@ -138,10 +138,7 @@ class Vectors(nnx.Module):
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """The state after the last block, [N, 3, num_channels]."""
         config = self.config
-        r = displacements(graph)
-        distance = jnp.linalg.norm(r, axis=-1)
-        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
-        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+        r, distance, envelope = lengths_of(graph, config.r_max, config.num_cutoff_basis)
         basis = bessel(distance, config.r_max, config.num_radial_basis)
         chosen = one_hot(jnp.asarray(graph.species), len(config.elements), distance.dtype)
         received, sent = self.pairs.of_atoms(chosen)

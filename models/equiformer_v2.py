@@ -26,12 +26,12 @@ from flax import nnx
 from eqnet.graph import AtomGraph, sum_rows
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
 from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu, smooth_leaky_relu
-from eqnet.norms import NormedMLP, NumberNorm, SeparableNorm
+from eqnet.norms import NormedMLP, NumberNorm, SeparableNorm, normalised
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
 from eqnet.ops.edge_scalars import Edges, EdgeScalars, check_radial_basis, edges_of
 from eqnet.ops.row_softmax import RowSums, join_rows, row_terms
-from eqnet.ops.s2_activation import S2Activation, S2Grid
+from eqnet.ops.s2_activation import S2Activation, S2Grid, components
 from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated
 from eqnet.ops.so2_orders import Group
 
@@ -120,7 +120,7 @@ class EquiformerV2Config:
         if self.m_max > self.max_L:
             raise ValueError(f"m_max {self.m_max} has no effect above max_L {self.max_L}: lower it")
         if self.activation == "s2":
-            self.s2(natural(self.max_L))
+            self.s2(components(self.max_L))
         elif self.grid_resolution:
             raise ValueError("grid_resolution has no effect without activation s2: leave it out")
         return spherical_irreps(self.max_L) * self.num_channels
@@ -138,11 +138,6 @@ class EquiformerV2Config:
 def flat(irreps: Irreps, x: jax.Array) -> IrrepsArray:
     """[N, d, C] -> [N, d C]."""
     return IrrepsArray(irreps, x.reshape((len(x), -1)))
-
-
-def normalised(norm: SeparableNorm, x: jax.Array) -> jax.Array:
-    """[N, d, C] -> [N, d, C]."""
-    return norm(flat(norm.irreps, x)).array.reshape(x.shape)
 
 
 class RadialNetwork(nnx.Module):
@@ -250,7 +245,7 @@ class FeedForward(nnx.Module):
         self.contract = Linear(irreps * width, irreps * channels_out, bias=True, rngs=rngs)
         self.width, self.sphere = width, None
         if config.activation == "s2":
-            self.sphere = config.s2(natural(config.max_L), depth=2)
+            self.sphere = config.s2(components(config.max_L), depth=2)
             self.at_points = MLP((width,) * 4, rngs=rngs)
             self.scalars = Dense(channels, width, rngs=rngs)
         else:
@@ -348,8 +343,3 @@ class EquiformerV2(nnx.Module):
             x = layer(x, frames, edges, graph)
         with jax.named_scope("readout"):
             return self.readout(normalised(self.norm, x)[:, 0])[:, 0]
-
-
-def natural(l_max: int) -> tuple[tuple[int, int], ...]:
-    """(l, m) of all components up to a degree."""
-    return tuple((l, m) for l in range(l_max + 1) for m in range(-l, l + 1))

@@ -28,7 +28,7 @@ from eqnet.norms import NormedMLP
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_network, require_so2
 from eqnet.ops.edge_scalars import Edges, check_radial_basis, edges_of
-from eqnet.ops.s2_activation import S2Activation, S2Grid
+from eqnet.ops.s2_activation import S2Activation, S2Grid, components
 from eqnet.ops.so2_linear import OrderRows, gated
 from eqnet.ops.so2_orders import Group
 from eqnet.so3 import HIGHEST
@@ -118,10 +118,6 @@ class ESCNConfig:
             return None
         points = self.grid_resolution or FINE * (self.max_L + 1)
         return S2Activation(S2Grid(components, points, points), depth)
-
-    def components(self) -> tuple[tuple[int, int], ...]:
-        """Degree and order of each row of the features of an atom."""
-        return tuple((l, m) for l in range(self.max_L + 1) for m in range(-l, l + 1))
 
 
 class EdgeVector(nnx.Module):
@@ -214,7 +210,7 @@ class AtomUpdate(nnx.Module):
 
     def __init__(self, config: ESCNConfig, *, rngs: nnx.Rngs):
         irreps, channels = config.irreps(), config.num_channels
-        self.sphere = config.s2(config.components(), depth=2)
+        self.sphere = config.s2(components(config.max_L), depth=2)
         if self.sphere is not None:
             widths = (2 * channels, channels, channels, channels)
             self.at_points = MLP(widths, rngs=rngs)
@@ -239,7 +235,7 @@ class Readout(nnx.Module):
     """Energy of an atom: a network of its scalars, or averaged over the points of a sphere."""
 
     def __init__(self, config: ESCNConfig, *, rngs: nnx.Rngs):
-        self.sphere = config.s2(config.components(), depth=2)
+        self.sphere = config.s2(components(config.max_L), depth=2)
         self.network = NormedMLP((*(config.num_channels,) * 3, 1), rngs=rngs, norm=False)
 
     @jax.named_scope("readout")

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
-from eqnet.layers import MLP, one_hot, polynomial_cutoff, select, sigmoid, silu, smooth_leaky_relu
-from eqnet.norms import LayerNorm, NormedMLP
+from eqnet.layers import MLP, lengths_of, one_hot, select, sigmoid, silu, smooth_leaky_relu
+from eqnet.norms import LayerNorm, NormedMLP, normalised
 from eqnet.ops import (
     PRODUCTS,
     choose_convolution,
@@ -300,11 +300,6 @@ class Layer(nnx.Module):
         return join_rows(sums, graph, silent=True).reshape(x.shape)
 
 
-def normalised(norm: LayerNorm, x: jax.Array) -> jax.Array:
-    """[N, d, C] -> [N, d, C]."""
-    return norm(IrrepsArray(norm.irreps, x.reshape((len(x), -1)))).array.reshape(x.shape)
-
-
 class TDN(nnx.Module):
     """AtomGraph -> energy of each atom [N], in units of the potential's scale.
 
@@ -364,10 +359,8 @@ class TDN(nnx.Module):
     @jax.named_scope("edges")
     def _edges(self, graph: AtomGraph) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Harmonics [R, K, d], radial basis [R, K, B] and envelope [R, K], zero without an edge."""
-        config, vectors = self.config, displacements(graph)
-        distance = jnp.linalg.norm(vectors, axis=-1)
+        config = self.config
+        vectors, distance, envelope = lengths_of(graph, config.r_max, config.num_cutoff_basis)
         harmonics = spherical_harmonics(config.max_L, vectors / distance[..., None])
-        envelope = polynomial_cutoff(distance, config.r_max, config.num_cutoff_basis)
-        envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
         basis = self.gaussians(distance / config.r_max)
         return jnp.concatenate(harmonics, axis=-1), basis, envelope

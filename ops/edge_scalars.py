@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements
-from eqnet.layers import bessel, gaussian, polynomial_cutoff
+from eqnet.graph import AtomGraph
+from eqnet.layers import bessel, gaussian, lengths_of
 
 RadialBasis = Literal["gaussian", "bessel"]
 # Standard deviation of the first embeddings: radial functions are at first those of the length.
@@ -61,10 +61,7 @@ def edges_of(
         Unit vectors from the centre to the neighbour [R, K, 3], and the rest.
     """
     functions = {"gaussian": gaussian, "bessel": bessel}
-    vectors = displacements(graph)
-    distance = jnp.linalg.norm(vectors, axis=-1)
-    envelope = polynomial_cutoff(distance, r_max, p)
-    envelope = envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+    vectors, distance, envelope = lengths_of(graph, r_max, p)
     species = jnp.asarray(graph.species)
     sent = species[jnp.asarray(graph.neighbors)]
     received = jnp.broadcast_to(species[jnp.asarray(graph.centers)][:, None], sent.shape)

@@ -150,3 +150,8 @@ def _network(
 def _silu(x: np.ndarray) -> np.ndarray:
     """Of unit second moment, like the layers of a network."""
     return SILU_NORM * x / (1 + np.exp(-x))
+
+
+def components(l_max: int) -> tuple[tuple[int, int], ...]:
+    """(l, m) of each row of features of all degrees up to one."""
+    return tuple((l, m) for l in range(l_max + 1) for m in range(-l, l + 1))
