@@ -232,7 +232,7 @@ def _parts(program: Inference, work: Work) -> list[Part]:
     arguments = (program.weights, program.graph)
     return [
         *profile(program.predict, arguments, program.compiled),
-        *(Part(f"{name} (host)", 1e3 * timing.wall, 0.0, 0) for name, timing in host.items()),
+        *(Part(f"{name} (host)", 1e3 * timing.wall, 0.0, 0, 0) for name, timing in host.items()),
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from eqnet import operations
+from eqnet.program_bytes import bytes_by_instruction
 
 PARTS = ("edges", "radial", "gather", "product", "power", "linear", "gate", "readout")
 OTHER = "other"
@@ -31,12 +32,14 @@ class Part(NamedTuple):
         forward_ms: time of its instructions in the forward pass.
         backward_ms: in the backward pass.
         operations: floating-point operations of both, from the program before XLA.
+        bytes: that the instructions of both read and write, in cache or memory.
     """
 
     name: str
     forward_ms: float
     backward_ms: float
     operations: int
+    bytes: int
 
     def as_dict(self, peak: float) -> dict[str, str | float]:
         """Plain values, with the fraction of a peak in operations per second."""
@@ -47,6 +50,7 @@ class Part(NamedTuple):
             "forward_ms": self.forward_ms,
             "backward_ms": self.backward_ms,
             "operations": self.operations,
+            "bytes": self.bytes,
             "floor_ms": 1e3 * self.operations / peak,
             "matmul_peak_fraction": rate / peak,
         }
@@ -68,15 +72,18 @@ def profile(
         compiled: the program, as `jax.jit(function).lower(*arguments).compile()` gives it.
         calls: of each instruction the fastest counts.
     """
-    names = _op_names(compiled.as_text())
+    program = compiled.as_text()
+    names, moved = _op_names(program), bytes_by_instruction(program)
     times = {False: defaultdict(float), True: defaultdict(float)}
-    for instruction, seconds in _seconds(compiled, arguments, calls).items():
+    traffic: dict[str, int] = defaultdict(int)
+    for instruction, (seconds, runs) in _runs(compiled, arguments, calls).items():
         name = names.get(instruction, "")
         scopes = name.rpartition("/")[0]  # the rest is the operation, which may be called alike
         times["transpose(" in scopes][part_of(scopes)] += 1e3 * seconds
+        traffic[part_of(scopes)] += runs * moved.get(instruction, 0)
     counted = operations.count_by(part_of, function, *arguments)
     return [
-        Part(part, times[False][part], times[True][part], counted.get(part, 0))
+        Part(part, times[False][part], times[True][part], counted.get(part, 0), traffic[part])
         for part in (*PARTS, OTHER)
         if times[False][part] or times[True][part] or counted.get(part)
     ]
@@ -88,21 +95,24 @@ def _op_names(program: str) -> dict[str, str]:
     return {match[1]: match[2] for match in lines if match}
 
 
-def _seconds(compiled: Any, arguments: tuple, calls: int) -> dict[str, float]:
-    """Time of each instruction in one call, without what runs inside of it."""
+def _runs(compiled: Any, arguments: tuple, calls: int) -> dict[str, tuple[float, int]]:
+    """Of each instruction: its time in one call, without what runs inside of it, and its runs."""
     jax.block_until_ready(compiled(*arguments))
-    total: dict[str, list[float]] = defaultdict(list)
+    fastest: dict[str, tuple[float, int]] = {}
     for _ in range(calls):
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 jax.block_until_ready(compiled(*arguments))
             (file,) = Path(folder).rglob("*.xplane.pb")
             spent: dict[str, float] = defaultdict(float)
+            runs: dict[str, int] = defaultdict(int)
             for instruction, seconds in _own_seconds(file):
                 spent[instruction] += seconds
+                runs[instruction] += seconds >= 0
         for instruction, seconds in spent.items():
-            total[instruction].append(seconds)
-    return {instruction: min(seconds) for instruction, seconds in total.items()}
+            now = (seconds, runs[instruction])
+            fastest[instruction] = min(fastest.get(instruction, now), now)
+    return fastest
 
 
 def _own_seconds(file: Path) -> Iterator[tuple[str, float]]:

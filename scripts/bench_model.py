@@ -204,15 +204,19 @@ def _show_model(console: Console, rows: list[dict[str, Any]]) -> None:
 def _show_profile(console: Console, parts: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table("part", "forward ms", "backward ms", "Mop", "floor ms", "of peak", box=None)
+    columns = ("part", "forward ms", "backward ms", "Mop", "MB", "floor ms", "of peak", "GB/s")
+    table = Table(*columns, box=None)
     for part in parts:
+        ms = part["forward_ms"] + part["backward_ms"]
         table.add_row(
             part["part"],
             f"{part['forward_ms']:.3f}",
             f"{part['backward_ms']:.3f}",
             f"{part['operations'] / 1e6:.1f}",
+            f"{part['bytes'] / 1e6:.1f}",
             f"{part['floor_ms']:.3f}",
             f"{100 * part['matmul_peak_fraction']:.1f} %",
+            f"{1e-6 * part['bytes'] / ms:.1f}" if ms else "",
         )
     console.print(table)
 

@@ -66,6 +66,8 @@ class MdOptions:
     """Angstrom added to the cutoff when neighbours are searched; results do not depend on it."""
     method: str = "default"
     """How the tensor products are computed: default, auto for the fastest here, or a name."""
+    cores: int = 1
+    """CPU cores that share the atoms; worth it from a hundred atoms on."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model; motion and energies are float64 always."""
     device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
@@ -129,7 +131,7 @@ def _prepare(options: MdOptions) -> Simulation:
     from eqnet.scripts.structures import read_structure
 
     atoms = read_structure(options.structure, options.index)
-    from eqnet.device import computing, find_device
+    from eqnet.device import computing, find_device, shared_cores
     from eqnet.model_file import load
     from eqnet.simulate import Simulation
     from eqnet.velocities import draw_velocities
@@ -140,6 +142,7 @@ def _prepare(options: MdOptions) -> Simulation:
         draw_velocities(atoms, temperature, seed, conserving=options.ensemble == "nve")
     elif not atoms.has("momenta"):
         raise InputError(f"{options.structure} has no velocities; use --velocities draw")
+    shared_cores(options.cores)  # before JAX starts
     device = find_device(options.device)
     with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
         potential = load(options.model, dtype=options.dtype, method=options.method)
@@ -155,6 +158,7 @@ def _prepare(options: MdOptions) -> Simulation:
         skin=options.skin,
         dtype=options.dtype,
         device=device,
+        cores=options.cores,
     )
 
 

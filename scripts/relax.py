@@ -49,6 +49,8 @@ class RelaxOptions:
     """Most steps."""
     method: str = "default"
     """How the tensor products are computed: default, auto for the fastest here, or a name."""
+    cores: int = 1
+    """CPU cores that share the atoms; worth it from a hundred atoms on."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the model; float32 is faster and good to about 0.001 eV/A."""
     device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
@@ -83,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from eqnet.calculator import EqnetCalculator
 
     atoms.calc = EqnetCalculator(
-        options.model, device=options.device, dtype=options.dtype, method=options.method
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        method=options.method,
+        cores=options.cores,
     )
     return _relax(options, atoms, output, trajectory)
 

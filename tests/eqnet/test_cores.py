@@ -18,11 +18,14 @@ shared_cores(2)
 import copy
 import jax
 import numpy as np
+from ase import units
 from ase.build import bulk
+from ase.md.verlet import VelocityVerlet
 from flax import nnx
 from eqnet import EqnetCalculator
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.potential import Potential
+from eqnet.simulate import Simulation
 
 config = MACEConfig((6,), r_max=4.0, num_channels=2, max_L=1, max_ell=1, correlation=1)
 with jax.enable_x64():
@@ -40,6 +43,14 @@ for cores in (1, 2):
 for one, two in zip(*found):
     np.testing.assert_allclose(two, one, rtol=1e-11, atol=1e-12)
 assert np.abs(found[0][1]).max() > 0.01
+
+simulation = Simulation(potential, atoms, time_step=1.0, dtype="float64", cores=2)
+*_, last = simulation.run(20)
+assert len(simulation._motion.positions.sharding.device_set) == 2
+start, moving = atoms.positions.copy(), atoms
+VelocityVerlet(moving, 1.0 * units.fs).run(20)
+assert np.abs(moving.positions - start).max() > 1e-3
+np.testing.assert_allclose(simulation.last().positions, moving.positions, rtol=0, atol=1e-11)
 """
 
 
