@@ -208,8 +208,9 @@ def run(
         | _training_row(work, training.get(name), steps.get(name))
         for name, case in kept.items()
     ]
+    first = next(iter(kept.values()))
     rows += [
-        _rival_row(rival, work, forces[name]) | _training_row(work, rival, steps.get(name))
+        _rival_row(rival, first, work, forces[name]) | _training_row(work, rival, steps.get(name))
         for name, rival in theirs.items()
     ]
     if parts:
@@ -273,13 +274,13 @@ def _row(
     }
 
 
-def _rival_row(rival: Rival, work: Work, timing: Timing) -> dict[str, Any]:
-    """The keys of `_row` that another library has, too; its memory is that of its process."""
+def _rival_row(rival: Rival, case: Case, work: Work, timing: Timing) -> dict[str, Any]:
+    """The keys of `_row` that a library has of the case, too; its memory is that of its process."""
     return {
         "library": rival.name,
         "versions": rival.versions,
-        "product": "clebsch_gordan",
-        "node_product": "clebsch_gordan",
+        "product": case.product,
+        "node_product": case.node_product,
         "method": "",
         **_work_row(work),
         **rival.facts,

@@ -1,4 +1,4 @@
-"""MACE of other libraries, each in a process of an environment of its own, beside ours.
+"""Models of other libraries, each in a process of an environment of its own, beside ours.
 
 The programs of those processes are in `eqnet/rivals`; `turns.py` there says what is written to them
 and what they answer. Between two calls such a process waits for its input, so that contestants in
@@ -23,14 +23,17 @@ import jax
 
 from eqnet.bench_machine import cores
 from eqnet.bench_model import Case, Work, labelled
+from eqnet.bench_rival_configs import reasons_against, settings
 from eqnet.data.frame import Frame
 from eqnet.errors import InputError
-from eqnet.irreps import spherical_irreps
-from eqnet.models import MACEConfig
 from eqnet.ops.timing import Clock
 
 # The program of each library, as a module of the folder.
-PROGRAMS = {"mace-torch": "rival_mace_torch", "mlip": "rival_mlip"}
+PROGRAMS = {
+    "mace-torch": "rival_mace_torch",
+    "mlip": "rival_mlip",
+    "fairchem-core": "rival_fairchem",
+}
 FOLDER = Path(__file__).parent / "rivals"
 
 
@@ -58,58 +61,19 @@ def interpreters(text: str | None, case: Case) -> dict[str, str]:
         if name in found:
             raise InputError(f"--rivals names {name} twice: leave one of them out")
         found[name] = path
-        for wrong, reason in _reasons_against(name, case):
+        for wrong, reason in reasons_against(name, case):
             if wrong:
                 raise InputError(f"--rivals {name}: {reason}")
     return found
 
 
-def _reasons_against(name: str, case: Case) -> Iterator[tuple[bool, str]]:
-    """Whether the library lacks the model, and what to do about it."""
-    yield case.model != "mace", f"it is compared with MACE only, this is {case.model}"
-    config = _config(case)
-    exact = config.product == "clebsch_gordan" and config.node_product in ("", "clebsch_gordan")
-    ours = config.product if config.product != "clebsch_gordan" else config.node_product
-    yield not exact, f"it has no product {ours}: let clebsch_gordan be the first"
-    yield case.pair_repulsion, "it is compared without --pair_repulsion: leave it out"
-    if name == "mlip":
-        channels, degree = _channels(config), _degree(config)
-        same = config.irreps() == spherical_irreps(degree) * channels
-        yield not same, f"it has no --hidden_irreps {config.irreps()}, only a number of channels"
-        yield degree > config.max_ell, f"its max_L is at most max_ell: lower --max_L {degree}"
-        yield config.correlation > 4, f"it has no --correlation {config.correlation}, at most 4"
-        order = config.num_cutoff_basis
-        yield order != 5, f"it has no --num_cutoff_basis {order}, only 5"
-
-
-def _config(case: Case) -> MACEConfig:
-    """The configuration, whose values may come from JSON."""
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in case.config.items()
-    }
-    return MACEConfig(**values)
-
-
-def _channels(config: MACEConfig) -> int:
-    return max(mul for mul, _ in config.irreps())
-
-
-def _degree(config: MACEConfig) -> int:
-    return max(ir.l for _, ir in config.irreps())
-
-
 def task(case: Case, work: Work) -> dict[str, Any]:
     """What a rival is to compute, in plain values."""
-    config = _config(case)
-    settings = {
-        "irreps": str(config.irreps()),
-        "num_channels": _channels(config),
-        "max_L": _degree(config),
-    }
     return {
         "structure": _plain(work.frame),
         "batch": [_plain(frame) for frame in work.batch],
-        "config": {**case.config, **settings},
+        "model": case.model,
+        "config": settings(case),
         "dtype": work.dtype,
         "platform": jax.default_backend(),
         "threads": cores(),

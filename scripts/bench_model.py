@@ -57,8 +57,9 @@ class ModelBenchOptions:
     methods: Annotated[str | None, default("default", "NAME,NAME")] = None
     """Methods to compare for each of them, or all."""
     rivals: Annotated[str | None, default("none", "NAME=PYTHON,NAME=PYTHON")] = None
-    """Other libraries with the same MACE, mace-torch and mlip, each with the interpreter of an
-    environment that has it; docs/performance.md says what is compared."""
+    """Other libraries with the same model, each with the interpreter of an environment that has it:
+    mace-torch and mlip for MACE, mlip and fairchem-core for eSEN; docs/performance.md says what is
+    compared."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision."""
     seconds: float = 2.0

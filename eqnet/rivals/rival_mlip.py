@@ -1,4 +1,4 @@
-"""MACE of mlip, compiled for graphs of exactly the sizes that it computes."""
+"""MACE and eSEN of mlip, compiled for graphs of exactly the sizes that it computes."""
 
 import logging
 import warnings
@@ -13,13 +13,26 @@ import optax  # noqa: E402
 from mlip.data import ChemicalSystem, DatasetInfo  # noqa: E402
 from mlip.data.helpers.dynamically_batch import dynamically_batch  # noqa: E402
 from mlip.graph import Graph  # noqa: E402
-from mlip.models import ForceField, Mace  # noqa: E402
+from mlip.models import Esen, ForceField, Mace  # noqa: E402
 
 PACKAGES = ("mlip", "e3j", "jax")
 
 
-def force_field_of(config, dtype):
+def force_field_of(model, config, dtype):
     """Force field with random weights."""
+    info = DatasetInfo(
+        atomic_energies_map=dict.fromkeys(config["elements"], 0.0),
+        graph_cutoff_angstrom=config["r_max"],
+        avg_num_neighbors=config.get("avg_num_neighbors", 1.0),
+        avg_r_min_angstrom=1.0,
+    )
+    network = {"mace": mace_of, "esen": esen_of}[model](config, info)
+    made = ForceField.from_mlip_network(network, seed=0)
+    return ForceField(made.predictor, cast(made.params, dtype))
+
+
+def mace_of(config, info):
+    """MACE."""
     settings = Mace.Config(
         num_layers=config["num_interactions"],
         num_channels=config["num_channels"],
@@ -31,14 +44,23 @@ def force_field_of(config, dtype):
         readout_irreps=(f"{config['MLP_channels']}x0e", "0e"),
         residual_connection_first_layer=config["first_residual"],
     )
-    info = DatasetInfo(
-        atomic_energies_map=dict.fromkeys(config["elements"], 0.0),
-        graph_cutoff_angstrom=config["r_max"],
-        avg_num_neighbors=config["avg_num_neighbors"],
-        avg_r_min_angstrom=1.0,
+    return Mace(settings, info)
+
+
+def esen_of(config, info):
+    """eSEN; Gaussians as wide as their distance."""
+    settings = Esen.Config(
+        num_layers=config["num_interactions"],
+        sphere_channels=config["num_channels"],
+        hidden_channels=config["hidden_channels"],
+        edge_channels=config["edge_channels"],
+        l_max=config["max_L"],
+        m_max=config["m_max"],
+        num_rbf=config["num_radial_basis"],
+        radial_basis={"gaussian": "gauss", "bessel": "bessel"}[config["radial_basis"]],
+        basis_width_scalar=1.0,
     )
-    made = ForceField.from_mlip_network(Mace(settings, info), seed=0)
-    return ForceField(made.predictor, cast(made.params, dtype))
+    return Esen(settings, info)
 
 
 def cast(tree, dtype):
@@ -77,7 +99,7 @@ class Rival:
         jax.config.update("jax_enable_x64", task["dtype"] == "float64")
         jax.config.update("jax_default_device", jax.devices(task["platform"])[0])
         self.task, self.config, self.dtype = task, task["config"], task["dtype"]
-        self.force_field = force_field_of(self.config, self.dtype)
+        self.force_field = force_field_of(task["model"], self.config, self.dtype)
         weights = self.force_field.params
         self.parameters = int(sum(x.size for x in jax.tree.leaves(weights)))
         self.graph, self.edges = batch_of([task["structure"]], self.config, self.dtype)
