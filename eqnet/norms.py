@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,41 +12,13 @@ from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
 from eqnet.layers import Dense
 
 
-class LayerNorm(nnx.Module):
-    """Equivariant layer norm.
+class ScaleAndShift(nnx.Module):
+    """A learned scale per irrep and channel, a learned shift per even scalar: what norms end with.
 
-    Even scalars are centred over channels; every irrep is divided by its root mean square over m
-    and channels. A learned scale per channel, a learned shift per even scalar.
-    """
-
-    def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
-        del rngs
-        self.irreps = regrouped(irreps)
-        self.epsilon = epsilon
-        self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
-        self.shift = nnx.Dict(
-            {str(ir): nnx.Param(jnp.zeros(mul)) for mul, ir in self.irreps if str(ir) == "0e"}
-        )
-
-    def __call__(self, x: IrrepsArray) -> IrrepsArray:
-        """[..., irreps] -> [..., irreps]."""
-        out = []
-        for (_, ir), block in zip(self.irreps, x.blocks, strict=True):
-            name = str(ir)
-            if name == "0e":
-                block = block - block.mean(-1, keepdims=True)
-            square = (block**2).mean((-2, -1), keepdims=True)
-            block = block * jax.lax.rsqrt(square + self.epsilon) * self.scale[name][...]
-            out.append(block + self.shift[name][...] if name == "0e" else block)
-        return IrrepsArray.from_blocks(self.irreps, out)
-
-
-class RMSNorm(nnx.Module):
-    """Equivariant norm with one scale for all irreps, which keeps their relative size.
-
-    Even scalars are centred over channels; all is divided by the root of the mean square, each
-    irrep counting as one (the norm of eSEN, Fu et al. 2025, arXiv:2502.12147). A learned scale per
-    irrep and channel, a learned shift per even scalar.
+    Args:
+        irreps: of the features; those of one kind stand together.
+        rngs: not needed, everything starts at one and zero.
+        epsilon: added to mean squares that are divided by.
     """
 
     def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
@@ -56,54 +28,79 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
         self.shift = nnx.Param(jnp.zeros(self.irreps.count(Irrep(0, 1))))
 
-    @jax.named_scope("norm")
-    def __call__(self, x: IrrepsArray) -> IrrepsArray:
-        """[..., irreps] -> [..., irreps]."""
-        blocks = [
-            block - block.mean(-1, keepdims=True) if str(ir) == "0e" else block
-            for (_, ir), block in zip(self.irreps, x.blocks, strict=True)
-        ]
-        squares = jnp.stack([(block**2).mean((-2, -1)) for block in blocks])
-        factor = jax.lax.rsqrt(squares.mean(0) + self.epsilon)[..., None, None]
+    def rescaled(self, blocks: Iterable[jax.Array]) -> IrrepsArray:
+        """Blocks of the irreps, [..., 2 l + 1, mul], times the scales, plus the shifts."""
         out = []
         for (_, ir), block in zip(self.irreps, blocks, strict=True):
-            block = block * factor * self.scale[str(ir)][...]
+            block = block * self.scale[str(ir)][...]
             out.append(block + self.shift[...] if str(ir) == "0e" else block)
         return IrrepsArray.from_blocks(self.irreps, out)
 
+    def inverse_root(self, squares: jax.Array) -> jax.Array:
+        """1 / sqrt(squares + epsilon)."""
+        return jax.lax.rsqrt(squares + self.epsilon)
 
-class SeparableNorm(nnx.Module):
-    """Equivariant norm that keeps the relative size of degrees, but not of scalars and the rest.
 
-    Even scalars are normalised by themselves; all other irreps are divided by the root of their
-    mean square, each irrep counting as one (EquiformerV2, Liao et al. 2024, arXiv:2306.12059). A
-    learned scale per irrep and channel, a learned shift per even scalar.
+def centred(x: IrrepsArray) -> list[jax.Array]:
+    """Blocks of features, even scalars less their mean over channels."""
+    return [
+        block - block.mean(-1, keepdims=True) if str(ir) == "0e" else block
+        for (_, ir), block in zip(x.irreps, x.blocks, strict=True)
+    ]
+
+
+class LayerNorm(ScaleAndShift):
+    """Equivariant layer norm.
+
+    Even scalars are centred over channels; every irrep is divided by its root mean square over m
+    and channels.
     """
 
-    def __init__(self, irreps: Irreps | str, *, rngs: nnx.Rngs, epsilon: float = 1e-5):
-        del rngs
-        self.irreps = regrouped(irreps)
-        self.epsilon = epsilon
-        self.scale = nnx.Dict({str(ir): nnx.Param(jnp.ones(mul)) for mul, ir in self.irreps})
-        self.shift = nnx.Param(jnp.zeros(self.irreps.count(Irrep(0, 1))))
+    def __call__(self, x: IrrepsArray) -> IrrepsArray:
+        """[..., irreps] -> [..., irreps]."""
+        blocks = centred(x)
+        squares = [(block**2).mean((-2, -1), keepdims=True) for block in blocks]
+        return self.rescaled(b * self.inverse_root(s) for b, s in zip(blocks, squares, strict=True))
+
+
+class RMSNorm(ScaleAndShift):
+    """Equivariant norm with one scale for all irreps, which keeps their relative size.
+
+    Even scalars are centred over channels; all is divided by the root of the mean square, each
+    irrep counting as one (the norm of eSEN, Fu et al. 2025, arXiv:2502.12147).
+    """
 
     @jax.named_scope("norm")
     def __call__(self, x: IrrepsArray) -> IrrepsArray:
         """[..., irreps] -> [..., irreps]."""
-        blocks = {str(ir): block for (_, ir), block in zip(x.irreps, x.blocks, strict=True)}
-        scalars = blocks.pop("0e", None)
-        if blocks:
-            squares = jnp.stack([(block**2).mean((-2, -1)) for block in blocks.values()])
-            factor = jax.lax.rsqrt(squares.mean(0) + self.epsilon)[..., None, None]
-            blocks = {name: block * factor for name, block in blocks.items()}
-        if scalars is not None:
-            scalars = scalars - scalars.mean(-1, keepdims=True)
-            square = (scalars**2).mean(-1, keepdims=True)
-            blocks["0e"] = scalars * jax.lax.rsqrt(square + self.epsilon)
-        out = [blocks[str(ir)] * self.scale[str(ir)][...] for _, ir in self.irreps]
-        if scalars is not None:
-            out[0] = out[0] + self.shift[...]
-        return IrrepsArray.from_blocks(self.irreps, out)
+        blocks = centred(x)
+        factor = self.inverse_root(mean_square(blocks))
+        return self.rescaled(block * factor for block in blocks)
+
+
+class SeparableNorm(ScaleAndShift):
+    """Equivariant norm that keeps the relative size of degrees, but not of scalars and the rest.
+
+    Even scalars are normalised by themselves; all other irreps are divided by the root of their
+    mean square, each irrep counting as one (EquiformerV2, Liao et al. 2024, arXiv:2306.12059).
+    """
+
+    @jax.named_scope("norm")
+    def __call__(self, x: IrrepsArray) -> IrrepsArray:
+        """[..., irreps] -> [..., irreps]."""
+        blocks = centred(x)
+        kinds = [str(ir) == "0e" for _, ir in x.irreps]
+        alike = {
+            kind: [b for b, k in zip(blocks, kinds, strict=True) if k == kind] for kind in kinds
+        }
+        factors = {kind: self.inverse_root(mean_square(found)) for kind, found in alike.items()}
+        return self.rescaled(b * factors[k] for b, k in zip(blocks, kinds, strict=True))
+
+
+def mean_square(blocks: Sequence[jax.Array]) -> jax.Array:
+    """Mean of the squares of blocks [..., d, C], each counting as one, [..., 1, 1]."""
+    squares = jnp.stack([(block**2).mean((-2, -1), keepdims=True) for block in blocks])
+    return squares.mean(0)
 
 
 def normalised(norm: LayerNorm | SeparableNorm, x: jax.Array) -> jax.Array:

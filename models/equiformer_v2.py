@@ -29,10 +29,17 @@ from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu, smooth
 from eqnet.norms import NormedMLP, NumberNorm, SeparableNorm, normalised
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
-from eqnet.ops.edge_scalars import Edges, EdgeScalars, check_radial_basis, edges_of
+from eqnet.ops.edge_scalars import (
+    DegreeEmbedding,
+    Edges,
+    EdgeScalars,
+    RadialNetwork,
+    check_radial_basis,
+    edges_of,
+)
 from eqnet.ops.row_softmax import RowSums, join_rows, row_terms
-from eqnet.ops.s2_activation import S2Activation, S2Grid, components
-from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated
+from eqnet.ops.s2_activation import S2Activation, S2Grid, check_activation, components
+from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated, rows_of_degrees
 from eqnet.ops.so2_orders import Group
 
 PUBLISHED_GRID = 18  # latitudes and azimuths
@@ -106,28 +113,21 @@ class EquiformerV2Config:
         Raises:
             ValueError: a choice that does not exist, or an option without effect.
         """
-        choices = {
-            "group": ("O3", "SO3"), "activation": ("gate", "s2"),
-            "attention": ("smooth", "softmax"),
-        }  # fmt: skip
-        for name, there in choices.items():
-            if getattr(self, name) not in there:
-                raise ValueError(
-                    f"{name} of equiformer_v2 is {' or '.join(there)}, not {getattr(self, name)}"
-                )
+        if self.attention not in ("smooth", "softmax"):
+            raise ValueError(
+                f"attention of equiformer_v2 is smooth or softmax, not {self.attention!r}"
+            )
         require_so2("equiformer_v2", self.product)
         check_radial_basis(self.num_radial_basis)
-        if self.m_max > self.max_L:
-            raise ValueError(f"m_max {self.m_max} has no effect above max_L {self.max_L}: lower it")
+        check_activation("equiformer_v2", self.activation, self.grid_resolution)
+        self.rows()
         if self.activation == "s2":
             self.s2(components(self.max_L))
-        elif self.grid_resolution:
-            raise ValueError("grid_resolution has no effect without activation s2: leave it out")
         return spherical_irreps(self.max_L) * self.num_channels
 
     def rows(self) -> OrderRows:
         """Rows of the features in the frame of an edge."""
-        return OrderRows(self.irreps(), self.m_max, self.group)
+        return rows_of_degrees(self.max_L, self.m_max, self.group)
 
     def s2(self, components: tuple[tuple[int, int], ...], depth: int = 1) -> S2Activation:
         """SiLU at the points of a sphere for features with these (l, m)."""
@@ -140,31 +140,10 @@ def flat(irreps: Irreps, x: jax.Array) -> IrrepsArray:
     return IrrepsArray(irreps, x.reshape((len(x), -1)))
 
 
-class RadialNetwork(nnx.Module):
-    """Numbers that an edge makes of its length and its elements."""
-
-    def __init__(self, config: EquiformerV2Config, size: int, *, rngs: nnx.Rngs):
-        width = config.edge_channels
-        self.scalars = EdgeScalars(len(config.elements), config.num_radial_basis, width, rngs=rngs)
-        self.mlp = NormedMLP((self.scalars.size, width, width, size), rngs=rngs)
-
-    @jax.named_scope("radial")
-    def __call__(self, edges: Edges) -> jax.Array:
-        """Some rows of edges -> [r, k, size]."""
-        return self.mlp(self.scalars(edges))
-
-
-class DegreeEmbedding(nnx.Module):
-    """The first features of all degrees, numbers at m = 0 in the frames of the edges."""
-
-    def __init__(self, config: EquiformerV2Config, *, rngs: nnx.Rngs):
-        self.channels = config.num_channels
-        self.radial = RadialNetwork(config, (config.max_L + 1) * config.num_channels, rngs=rngs)
-
-    def __call__(self, edges: Edges) -> jax.Array:
-        """Some rows of edges -> [r, k, L + 1, C]."""
-        z = self.radial(edges) * edges.envelope[..., None]
-        return z.reshape((*z.shape[:2], -1, self.channels))
+def edge_scalars(config: EquiformerV2Config, rngs: nnx.Rngs) -> EdgeScalars:
+    """Scalars of an edge; each radial network has embeddings of the elements of its own."""
+    elements = len(config.elements)
+    return EdgeScalars(elements, config.num_radial_basis, config.edge_channels, rngs=rngs)
 
 
 class Messages(nnx.Module):
@@ -179,7 +158,9 @@ class Messages(nnx.Module):
         self.first = SO2Linear(
             rows, rows, 2 * config.num_channels, hidden, extra=logit + others * hidden, rngs=rngs
         )
-        self.radial = RadialNetwork(config, self.first.map.num_factors, rngs=rngs)
+        self.radial = RadialNetwork(
+            edge_scalars(config, rngs), config.edge_channels, self.first.map.num_factors, rngs=rngs
+        )
         self.second = SO2Linear(
             rows, rows, hidden, config.num_heads * config.value_channels, rngs=rngs
         )
@@ -312,7 +293,13 @@ class EquiformerV2(nnx.Module):
         self.embedding = nnx.Param(
             jax.random.normal(rngs.params(), (len(config.elements), config.num_channels))
         )
-        self.degrees = DegreeEmbedding(config, rngs=rngs)
+        self.degrees = DegreeEmbedding(
+            edge_scalars(config, rngs),
+            config.edge_channels,
+            config.max_L,
+            config.num_channels,
+            rngs=rngs,
+        )
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.num_interactions))
         self.norm = SeparableNorm(config.irreps(), rngs=rngs)
         widths = (config.num_channels, config.ffn_channels, 1)

@@ -28,8 +28,8 @@ from eqnet.norms import NormedMLP
 from eqnet.ops.blocks import in_blocks
 from eqnet.ops.edge_network import edge_network, require_so2
 from eqnet.ops.edge_scalars import Edges, check_radial_basis, edges_of
-from eqnet.ops.s2_activation import S2Activation, S2Grid, components
-from eqnet.ops.so2_linear import OrderRows, gated
+from eqnet.ops.s2_activation import S2Activation, S2Grid, check_activation, components
+from eqnet.ops.so2_linear import OrderRows, gated, rows_of_degrees
 from eqnet.ops.so2_orders import Group
 from eqnet.so3 import HIGHEST
 
@@ -94,18 +94,13 @@ class ESCNConfig:
         """
         require_so2("escn", self.product)
         check_radial_basis(self.num_radial_basis)
-        if self.activation not in ("gate", "s2"):
-            raise ValueError(f"activation of escn is gate or s2, not {self.activation!r}")
-        if self.grid_resolution and self.activation != "s2":
-            raise ValueError("grid_resolution has no effect without activation s2: leave it out")
+        check_activation("escn", self.activation, self.grid_resolution)
         self.rows()
         return spherical_irreps(self.max_L) * self.num_channels
 
     def rows(self) -> OrderRows:
         """Rows of the features in the frame of an edge."""
-        if self.m_max > self.max_L:
-            raise ValueError(f"m_max {self.m_max} has no effect above max_L {self.max_L}: lower it")
-        return OrderRows(spherical_irreps(self.max_L), self.m_max, self.group)
+        return rows_of_degrees(self.max_L, self.m_max, self.group)
 
     def s2(self, components: tuple[tuple[int, int], ...], depth: int) -> S2Activation | None:
         """Functions at the points of a sphere for features with these (l, m), if they are wanted.
@@ -155,12 +150,11 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
         """[e, rows, C] and [e, edge_channels] -> [e, rows, C]."""
-        found = []
+        rows, found = self.rows.parts(x), []
         for order, *layers in zip(self.rows.orders, self.down, self.up, self.factors, strict=True):
             down, up = (scaled(weight[...]) for weight in layers[:2])
             factors = silu(layers[2](h)).reshape((len(h), order.matrices, 1, -1))
-            z = self.rows.part(x, order.m, order.inputs).reshape((len(x), 2 if order.m else 1, -1))
-            parts = []
+            z, parts = rows[order.m, order.inputs], []
             for n in range(order.matrices):
                 hidden = jnp.einsum("esi,ih->esh", z, down[n], precision=HIGHEST) * factors[:, n]
                 parts.append(jnp.einsum("esh,hi->esi", hidden, up[n], precision=HIGHEST))

@@ -25,8 +25,16 @@ from eqnet.irreps import Irreps, IrrepsArray, add, spherical_irreps
 from eqnet.layers import Dense, Linear, one_hot, select
 from eqnet.norms import NormedMLP, RMSNorm
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
-from eqnet.ops.edge_scalars import Edges, EdgeScalars, RadialBasis, check_radial_basis, edges_of
-from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated
+from eqnet.ops.edge_scalars import (
+    DegreeEmbedding,
+    Edges,
+    EdgeScalars,
+    RadialBasis,
+    RadialNetwork,
+    check_radial_basis,
+    edges_of,
+)
+from eqnet.ops.so2_linear import OrderRows, SO2Linear, gated, rows_of_degrees
 from eqnet.ops.so2_orders import Group
 
 DEGREE_SCALE = 5.0  # what the published model divides its first sum over neighbours by
@@ -90,42 +98,24 @@ class ESENConfig:
 
     def rows(self) -> OrderRows:
         """Rows of the features in the frame of an edge."""
-        if self.m_max > self.max_L:
-            raise ValueError(f"m_max {self.m_max} has no effect above max_L {self.max_L}: lower it")
-        return OrderRows(spherical_irreps(self.max_L), self.m_max, self.group)
-
-
-class DegreeEmbedding(nnx.Module):
-    """Numbers for m = 0 of every degree, from what an edge tells."""
-
-    def __init__(self, config: ESENConfig, scalars: EdgeScalars, *, rngs: nnx.Rngs):
-        width, self.channels = config.edge_channels, config.num_channels
-        sizes = (scalars.size, width, width, (config.max_L + 1) * self.channels)
-        self.scalars, self.radial = scalars, NormedMLP(sizes, rngs=rngs)
-
-    def __call__(self, edges: Edges) -> jax.Array:
-        """[r, k, degrees, C]."""
-        numbers = self.radial(self.scalars(edges)) * edges.envelope[..., None]
-        return numbers.reshape((*numbers.shape[:-1], -1, self.channels))
+        return rows_of_degrees(self.max_L, self.m_max, self.group)
 
 
 class EdgeUpdate(nnx.Module):
     """Two SO(2) maps with a gate between them, the first with radial factors."""
 
     def __init__(self, config: ESENConfig, scalars: EdgeScalars, *, rngs: nnx.Rngs):
-        self.rows, width = config.rows(), config.edge_channels
+        self.rows = config.rows()
         channels, hidden = config.num_channels, config.hidden_channels
         both, gates = 2 * channels, config.max_L * hidden
         self.first = SO2Linear(self.rows, self.rows, both, hidden, extra=gates, rngs=rngs)
         self.second = SO2Linear(self.rows, self.rows, hidden, channels, rngs=rngs)
-        sizes = (scalars.size, width, width, self.first.map.num_factors)
-        self.scalars, self.radial = scalars, NormedMLP(sizes, rngs=rngs)
+        width, factors = config.edge_channels, self.first.map.num_factors
+        self.radial = RadialNetwork(scalars, width, factors, rngs=rngs)
 
     def __call__(self, x: jax.Array, edges: Edges) -> tuple[jax.Array, tuple[()]]:
         """[r, k, rows, 2 C] -> [r, k, rows, C], in the frames of the edges."""
-        with jax.named_scope("radial"):
-            factors = self.radial(self.scalars(edges))
-        hidden, gates = self.first(x, factors)
+        hidden, gates = self.first(x, self.radial(edges))
         message, _ = self.second(gated(self.rows, hidden, gates))
         return message * edges.envelope[..., None, None], ()
 
@@ -185,13 +175,13 @@ class ESEN(nnx.Module):
         require_so2("esen", config.product, method)
         self.config = config
         irreps, num_elements = config.irreps(), len(config.elements)
-        channels, hidden = config.num_channels, config.hidden_channels
+        channels, hidden, width = (
+            config.num_channels, config.hidden_channels, config.edge_channels
+        )  # fmt: skip
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (num_elements, channels)))
         # one embedding of the elements for all radial networks
-        scalars = EdgeScalars(
-            num_elements, config.num_radial_basis, config.edge_channels, rngs=rngs
-        )
-        self.degree_embedding = DegreeEmbedding(config, scalars, rngs=rngs)
+        scalars = EdgeScalars(num_elements, config.num_radial_basis, width, rngs=rngs)
+        self.degree_embedding = DegreeEmbedding(scalars, width, config.max_L, channels, rngs=rngs)
         self.layers = nnx.List(
             [Layer(config, scalars, rngs=rngs) for _ in range(config.num_interactions)]
         )

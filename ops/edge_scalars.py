@@ -10,6 +10,7 @@ from flax import nnx
 
 from eqnet.graph import AtomGraph
 from eqnet.layers import bessel, gaussian, lengths_of
+from eqnet.norms import NormedMLP
 
 RadialBasis = Literal["gaussian", "bessel"]
 # Standard deviation of the first embeddings: radial functions are at first those of the length.
@@ -93,3 +94,44 @@ class EdgeScalars(nnx.Module):
             chosen = jax.nn.one_hot(species, table.shape[0], dtype=edges.basis.dtype)
             parts.append(chosen @ table[...])
         return jnp.concatenate(parts, axis=-1)
+
+
+class RadialNetwork(nnx.Module):
+    """Numbers that an edge makes of its scalars.
+
+    Args:
+        scalars: of the edge; several networks may share them.
+        width: of the two hidden layers.
+        size: how many numbers.
+    """
+
+    def __init__(self, scalars: EdgeScalars, width: int, size: int, *, rngs: nnx.Rngs):
+        self.scalars = scalars
+        self.mlp = NormedMLP((scalars.size, width, width, size), rngs=rngs)
+
+    @jax.named_scope("radial")
+    def __call__(self, edges: Edges) -> jax.Array:
+        """Some rows of edges -> [r, k, size]."""
+        return self.mlp(self.scalars(edges))
+
+
+class DegreeEmbedding(nnx.Module):
+    """The first features of all degrees: numbers at m = 0 in the frames of the edges.
+
+    Args:
+        scalars: of the edge.
+        width: of the hidden layers.
+        max_L: highest degree.
+        channels: numbers for each degree.
+    """
+
+    def __init__(
+        self, scalars: EdgeScalars, width: int, max_L: int, channels: int, *, rngs: nnx.Rngs
+    ):
+        self.channels = channels
+        self.radial = RadialNetwork(scalars, width, (max_L + 1) * channels, rngs=rngs)
+
+    def __call__(self, edges: Edges) -> jax.Array:
+        """Some rows of edges -> [r, k, max_L + 1, channels]."""
+        numbers = self.radial(edges) * edges.envelope[..., None]
+        return numbers.reshape((*numbers.shape[:2], -1, self.channels))

@@ -27,6 +27,18 @@ SAMPLES = 4096  # random features that the error is measured with; a few large o
 CHANNELS = 64  # that layers mix in the measurement
 
 
+def check_activation(model: str, activation: str, grid_resolution: int) -> None:
+    """Refuse a nonlinearity that a model does not have, and a grid that nothing would use.
+
+    Raises:
+        ValueError: saying what there is.
+    """
+    if activation not in ("gate", "s2"):
+        raise ValueError(f"activation of {model} is gate or s2, not {activation!r}")
+    if grid_resolution and activation != "s2":
+        raise ValueError("grid_resolution has no effect without activation s2: leave it out")
+
+
 @dataclass(frozen=True)
 class S2Grid:
     """Values of features at the points of a Gauss-Legendre grid, and back.

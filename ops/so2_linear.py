@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.irreps import Irrep, Irreps
+from eqnet.irreps import Irrep, Irreps, spherical_irreps
 from eqnet.ops.so2_orders import Group, Order, is_natural, meetings, mix
 from eqnet.so3 import HIGHEST, edge_frame, wigner_d
 
@@ -86,17 +86,16 @@ class OrderRows:
         """Rows by degree, sum of 2 l + 1."""
         return sum(ir.dim for ir in self.members)
 
-    def part(self, z: jax.Array, m: int, members: Sequence[int]) -> jax.Array:
-        """Rows of an order of [..., num_rows, C]: [..., 1 or 2, members, C]."""
-        start = 0
-        for order in self.orders:
-            parts = 2 if order.m else 1
-            end = start + parts * len(order.inputs)
-            if order.m == m and order.inputs == tuple(members):
-                rows = jax.lax.slice_in_dim(z, start, end, axis=z.ndim - 2)
-                return rows.reshape((*z.shape[:-2], parts, len(members), z.shape[-1]))
-            start = end
-        raise ValueError(f"{self.irreps} has no rows of order {m} of irreps {members}")
+    def parts(self, z: jax.Array) -> dict[tuple[int, tuple[int, ...]], jax.Array]:
+        """Rows [N, num_rows, C] by order: (m, irreps) -> [N, 1 or 2, number of irreps times C]."""
+        copies = [2 if order.m else 1 for order in self.orders]
+        sizes = [n * len(order.inputs) for n, order in zip(copies, self.orders, strict=True)]
+        # one split for all orders: the derivative of slices would be a sum of padded arrays
+        parts = jax.lax.split(z, sizes, axis=1)
+        return {
+            (order.m, order.inputs): part.reshape((len(z), n, -1))
+            for order, n, part in zip(self.orders, copies, parts, strict=True)
+        }
 
     @cached_property
     def tables(self) -> list[np.ndarray]:
@@ -209,10 +208,9 @@ class SO2Map:
         edge: list[jax.Array | None] = [None] * len(sizes)
         if factors is not None:
             edge = list(jax.lax.split(factors.reshape((x.shape[0], -1)), sizes, axis=1))
-        found, scalars = {}, x[:, 0, :0]
+        parts, found, scalars = self.rows_in.parts(x), {}, x[:, 0, :0]
         for n, (order, matrix, factor) in enumerate(zip(self.orders, matrices, edge, strict=True)):
-            part = self.rows_in.part(x, order.m, order.inputs)
-            part = part.reshape((*part.shape[:2], -1))
+            part = parts[order.m, order.inputs]
             if factor is not None:
                 part = part * factor[:, None]
             scale = 1 / np.sqrt(matrix.shape[0] * matrix.shape[1])
@@ -257,6 +255,17 @@ class SO2Linear(nnx.Module):
         with jax.named_scope("so2"):
             matrices = [matrix[...] for matrix in self.matrices]
             return self.map(x, matrices, self.bias[...], factors)
+
+
+def rows_of_degrees(max_L: int, m_max: int, group: Group) -> OrderRows:
+    """Rows of features with the irreps of the harmonics up to a degree.
+
+    Raises:
+        ValueError: an order above the degree, or no such group.
+    """
+    if m_max > max_L:
+        raise ValueError(f"m_max {m_max} has no effect above max_L {max_L}: lower it")
+    return OrderRows(spherical_irreps(max_L), m_max, group)
 
 
 def gated(rows: OrderRows, z: jax.Array, gates: jax.Array) -> jax.Array:

@@ -357,7 +357,7 @@ def test_activations_on_a_sphere_declare_their_error(x64: None) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"group": "O2"}, "group of equiformer_v2 is O3 or SO3"),
+        ({"group": "O2"}, "the group is 'O3' or 'SO3', not"),
         ({"product": "gaunt"}, "only product so2 fits"),
         ({"m_max": 3}, "m_max 3 has no effect above max_L 2"),
         ({"grid_resolution": 20}, "grid_resolution has no effect without activation s2"),
