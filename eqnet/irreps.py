@@ -56,6 +56,21 @@ def with_channels(irreps: Irreps | str, number: int) -> Irreps:
     return regrouped(Irreps([(number, ir) for ir in occurring]))
 
 
+def refuse_missing(needed: Irreps | str, there: Irreps) -> None:
+    """Refuse features without irreps that are wanted of them; their numbers do not matter.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    missing = {ir for _, ir in Irreps(needed)} - {ir for _, ir in there}
+    if missing:
+        names = ", ".join(sorted(str(ir) for ir in missing))
+        raise ValueError(
+            f"needs features {names}; the model has {there}; raise its degree or give it both "
+            "parities"
+        )
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class IrrepsArray:

@@ -25,7 +25,7 @@ from flax import nnx
 from eqnet.data.frame import Frame
 from eqnet.data.tensor_labels import TensorKind
 from eqnet.graph import AtomGraph, sum_structures
-from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, refuse_missing, regrouped
 from eqnet.layers import MLP, Gate, Linear
 from eqnet.ops.cartesian_tensors import cartesian_basis, from_irreps
 from eqnet.ops.elasticity import positive
@@ -54,12 +54,7 @@ class Readout(nnx.Module):
     def __init__(self, kind: TensorKind, irreps_in: Irreps, channels: int, *, rngs: nnx.Rngs):
         self.symmetry = kind.symmetry
         irreps, _ = cartesian_basis(kind.symmetry)
-        there = {ir for _, ir in irreps_in}
-        if missing := [str(ir) for _, ir in irreps if ir not in there]:
-            raise ValueError(
-                f"a tensor '{kind.symmetry}' needs features {', '.join(missing)}; the model has "
-                f"{irreps_in}; raise its degree or give it both parities"
-            )
+        refuse_missing(irreps, irreps_in)
         hidden = regrouped(Irreps([(channels, ir) for _, ir in irreps]) + f"{channels}x0e")
         self.gate = Gate(hidden)
         self.linear = Linear(irreps_in, irreps, rngs=rngs)

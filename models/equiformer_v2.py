@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, sum_rows
-from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
+from eqnet.irreps import Irreps, IrrepsArray, refuse_missing, spherical_irreps
 from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu, smooth_leaky_relu
 from eqnet.norms import NormedMLP, NumberNorm, SeparableNorm, normalised
 from eqnet.ops.blocks import in_blocks
@@ -282,13 +282,23 @@ class EquiformerV2(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: 'default', 'auto' or 'so2': there is one.
+        needed: irreps that `features` must have: those of a tensor to be read from them.
 
     Raises:
-        ValueError: a choice that does not exist.
+        ValueError: a choice that does not exist, or the features lack irreps that are needed.
     """
 
-    def __init__(self, config: EquiformerV2Config, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: EquiformerV2Config,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         require_so2("equiformer_v2", config.product, method)
+        self.irreps_out = config.irreps()
+        refuse_missing(needed, self.irreps_out)
         self.config, self.rows = config, config.rows()
         self.embedding = nnx.Param(
             jax.random.normal(rngs.params(), (len(config.elements), config.num_channels))
@@ -312,6 +322,12 @@ class EquiformerV2(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        scalars = self.features(graph).blocks[0][:, 0]
+        with jax.named_scope("readout"):
+            return self.readout(scalars)[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features after the last norm, [N, irreps_out]."""
         config = self.config
         radial = (config.r_max, config.num_radial_basis, config.num_cutoff_basis)
         unit, edges = edges_of(graph, *radial)
@@ -328,5 +344,4 @@ class EquiformerV2(nnx.Module):
             x = x + elements * np.eye(x.shape[1], 1, dtype=x.dtype)
         for layer in self.layers:
             x = layer(x, frames, edges, graph)
-        with jax.named_scope("readout"):
-            return self.readout(normalised(self.norm, x)[:, 0])[:, 0]
+        return self.norm(flat(self.irreps_out, x))

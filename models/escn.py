@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, sum_rows
-from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
+from eqnet.irreps import Irreps, IrrepsArray, refuse_missing, spherical_irreps
 from eqnet.layers import MLP, Dense, Gate, Linear, one_hot, select, silu
 from eqnet.norms import NormedMLP
 from eqnet.ops.blocks import in_blocks
@@ -252,11 +252,23 @@ class ESCN(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: 'default', 'auto' or 'so2', which are the same: there is one.
+        needed: irreps that `features` must have: those of a tensor to be read from them.
+
+    Raises:
+        ValueError: the features lack irreps that are needed.
     """
 
-    def __init__(self, config: ESCNConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: ESCNConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         require_so2("escn", config.product, method)
-        config.irreps()  # refuses what it cannot use
+        self.irreps_out = config.irreps()
+        refuse_missing(needed, self.irreps_out)
         self.config, shape = config, (len(config.elements), config.num_channels)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape))
         layers = range(config.num_interactions)
@@ -271,6 +283,15 @@ class ESCN(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        return self.readout(self._features(graph))
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features of the last layer, [N, irreps_out]."""
+        x = self._features(graph)
+        return IrrepsArray(self.irreps_out, x.reshape((len(x), -1)))
+
+    def _features(self, graph: AtomGraph) -> jax.Array:
+        """The same, [N, d, C]."""
         config = self.config
         unit, edges = edges_of(
             graph, config.r_max, config.num_radial_basis, config.num_cutoff_basis
@@ -284,4 +305,4 @@ class ESCN(nnx.Module):
             message = sum_rows(summed, graph) / config.avg_num_neighbors
             new = update(jnp.concatenate([x, message], axis=-1))
             x = x + new if n else new
-        return self.readout(x)
+        return x

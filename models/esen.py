@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eqnet.graph import AtomGraph, sum_rows
-from eqnet.irreps import Irreps, IrrepsArray, add, spherical_irreps
+from eqnet.irreps import Irreps, IrrepsArray, add, refuse_missing, spherical_irreps
 from eqnet.layers import Dense, Linear, one_hot, select
 from eqnet.norms import NormedMLP, RMSNorm
 from eqnet.ops.edge_network import edge_embedding, edge_network, require_so2
@@ -169,12 +169,25 @@ class ESEN(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: 'default', 'auto' or 'so2', which are the same: there is one.
+        needed: irreps that `features` must have: those of a tensor to be read from them.
+
+    Raises:
+        ValueError: the features lack irreps that are needed.
     """
 
-    def __init__(self, config: ESENConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: ESENConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         require_so2("esen", config.product, method)
         self.config = config
-        irreps, num_elements = config.irreps(), len(config.elements)
+        self.irreps_out = irreps = config.irreps()
+        refuse_missing(needed, irreps)
+        num_elements = len(config.elements)
         channels, hidden, width = (
             config.num_channels, config.hidden_channels, config.edge_channels
         )  # fmt: skip
@@ -195,6 +208,12 @@ class ESEN(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        scalars = self.features(graph).blocks[0][:, 0]
+        with jax.named_scope("readout"):
+            return self.readout(scalars)[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features after the last norm, [N, irreps_out]."""
         config, embedding = self.config, self.embedding[...]
         unit, edges = edges_of(
             graph,
@@ -211,5 +230,4 @@ class ESEN(nnx.Module):
         x = add(x, scalars)
         for layer in self.layers:
             x = layer(x, frames, edges, graph)
-        with jax.named_scope("readout"):
-            return self.readout(self.norm(x).blocks[0][:, 0])[:, 0]
+        return self.norm(x)

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
-from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, refuse_missing, spherical_irreps
 from eqnet.layers import MLP, lengths_of, one_hot, select, sigmoid, silu, smooth_leaky_relu
 from eqnet.norms import LayerNorm, NormedMLP, normalised
 from eqnet.ops import (
@@ -312,13 +312,25 @@ class TDN(nnx.Module):
         method: how the products are computed: 'default', 'auto' for the fastest here, or the name
             of one, see `eqnet.ops.choose_convolution`. 'matrix' and 'factors' of 'cp' are the exact
             tensor and the rank-one terms of one function.
+        needed: irreps, besides even scalars, that `features` must have: those of a tensor to be
+            read from them. An energy needs none.
 
     Raises:
-        ValueError: the configuration or the product does not fit, see `message_product`.
+        ValueError: the configuration or the product does not fit, see `message_product`, or the
+            features lack irreps that are needed.
     """
 
-    def __init__(self, config: TDNConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: TDNConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         self.config = config
+        refuse_missing(needed, config.irreps())
+        scalars = all(ir == Irrep(0, 1) for _, ir in Irreps(needed))
         channels = config.num_channels
         self.embedding = nnx.Param(
             jax.random.normal(rngs.params(), (len(config.elements), channels))
@@ -328,8 +340,10 @@ class TDN(nnx.Module):
         self.up = SharedLinear(channels, channels, rngs=rngs)
         last = config.num_interactions - 1
         self.layers = nnx.List(
-            Layer(config, scalars=n == last, rngs=rngs, method=method) for n in range(last + 1)
+            Layer(config, scalars=scalars and n == last, rngs=rngs, method=method)
+            for n in range(last + 1)
         )
+        self.irreps_out = self.layers[last].irreps_out
         self.readout = MLP((channels, channels, 1), rngs=rngs)
 
     @property
@@ -340,6 +354,12 @@ class TDN(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        scalars = self.features(graph).blocks[0][:, 0]
+        with jax.named_scope("readout"):
+            return self.readout(scalars)[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Node features of the last layer, [N, irreps_out]."""
         config, edges = self.config, self._edges(graph)
         structure, weights = nnx.split(self.degrees)
         with jax.named_scope("embedding"):
@@ -353,8 +373,7 @@ class TDN(nnx.Module):
             x = x + np.eye(x.shape[1], 1, dtype=x.dtype) * elements[:, None]
         for layer in self.layers:
             x = layer(x, edges, graph)
-        with jax.named_scope("readout"):
-            return self.readout(x[:, 0])[:, 0]
+        return IrrepsArray(self.irreps_out, x.reshape((len(x), -1)))
 
     @jax.named_scope("edges")
     def _edges(self, graph: AtomGraph) -> tuple[jax.Array, jax.Array, jax.Array]:

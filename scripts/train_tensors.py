@@ -145,7 +145,7 @@ def build(
     able = [name for name, (_, model) in MODELS.items() if hasattr(model, "features")]
     if chosen.model.model not in able:
         raise InputError(
-            f"--model {chosen.model.model} gives no tensors; there are {' and '.join(able)}"
+            f"--model {chosen.model.model} gives no tensors; there are {', '.join(able)}"
         )
     values, config_class = model_options(chosen), config_class_of(chosen.model.model)
     elements = tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in frames])))

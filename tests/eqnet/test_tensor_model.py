@@ -13,6 +13,7 @@ from graphs import Structure, make_graph
 
 from eqnet.data.frame import Frame
 from eqnet.data.tensor_labels import TENSORS, TensorKind
+from eqnet.models import MODELS
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.so3 import random_rotation
@@ -32,6 +33,16 @@ def nequip(needed: str) -> NequIP:
 def mace(needed: str) -> MACE:
     config = MACEConfig(ELEMENTS, num_channels=2, max_L=1, max_ell=2, correlation=2, **ONE)
     return MACE(config, rngs=nnx.Rngs(0), needed=needed)
+
+
+SMALL = {"r_max": CUTOFF, "num_channels": 2, "max_L": 2, "num_interactions": 1}
+
+
+def others(name: str) -> Callable:
+    """Makes a model whose features have the parity of the harmonics."""
+    config_class, model_class = MODELS[name]
+    config = config_class(ELEMENTS, **SMALL, **({"num_heads": 2} if name == "tdn" else {}))
+    return lambda needed: model_class(config, rngs=nnx.Rngs(0), needed=needed)
 
 
 def tensor_model(make: Callable, names: list[str]) -> TensorModel:
@@ -79,7 +90,18 @@ def apply(turn: np.ndarray, tensor: np.ndarray, rank: int) -> np.ndarray:
     return tensor
 
 
-@pytest.mark.parametrize("make", [nequip, mace])
+@pytest.mark.parametrize(
+    "make",
+    [
+        nequip,
+        mace,
+        pytest.param(others("esen"), id="esen"),
+        *(
+            pytest.param(others(name), id=name, marks=pytest.mark.slow)
+            for name in ("escn", "equiformer_v2", "tdn")
+        ),
+    ],
+)
 def test_tensors_turn_with_the_structure(make: Callable) -> None:
     """Rotation and reflection, 1e-10; symmetric, positive; padding is zero."""
     names = ["polarizability", "dipole"]
@@ -140,6 +162,12 @@ def test_supercell_has_the_same_density_and_twice_the_sum() -> None:
     alpha, elastic = found["polarizability"], found["elasticity"]
     np.testing.assert_allclose(alpha[1], 2 * alpha[0], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(elastic[1], elastic[0], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["esen", "escn", "equiformer_v2", "tdn"])
+def test_features_without_the_needed_irreps_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="needs features 1e; the model has 2x0e"):
+        nnx.eval_shape(lambda: others(name)("1x0e+1x1e"))
 
 
 def test_a_model_without_the_irreps_is_refused() -> None:
