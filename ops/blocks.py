@@ -6,7 +6,7 @@ memory does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,13 +57,25 @@ def in_blocks(function: Callable[..., T], operands: tuple, row_bytes: int) -> T:
     return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:rows], values)
 
 
-def step_by_step(function: Callable[..., T], blocks: Any) -> T:
-    """`function` of each block [n, ...] -> [n, ...]; nothing but its operands is kept."""
+def step_by_step(function: Callable[..., T], blocks: Any, kept: Sequence[str] = ()) -> T:
+    """`function` of each block [n, ...] -> [n, ...].
+
+    Nothing but its operands is kept for the backward pass, and what `checkpoint_name` calls by one
+    of the names `kept`.
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
     # the loop already keeps the forward and the backward pass apart
-    return jax.lax.map(jax.checkpoint(function, prevent_cse=False), blocks)
+    return jax.lax.map(jax.checkpoint(function, prevent_cse=False, policy=policy), blocks)
 
 
-def neighbors_in_blocks(function: Callable[[Any, Any], T], operands: Any, common: Any) -> T:
+def neighbors_in_blocks(
+    function: Callable[[Any, Any], T],
+    operands: Any,
+    common: Any,
+    *,
+    kept: Sequence[str] = (),
+    whole: bool = False,
+) -> T:
     """`function(operands, common)`, computed a few rows of neighbours at a time.
 
     Args:
@@ -71,23 +83,27 @@ def neighbors_in_blocks(function: Callable[[Any, Any], T], operands: Any, common
         operands: pytree of arrays, the first one [rows, slots, ...], all with leading rows; zeros
             fill up the last block.
         common: pytree of arrays that every row uses, such as weights.
+        kept: names of what is not made again, see `step_by_step`.
+        whole: all rows at once after all, and nothing is made again.
     """
     num_rows, width = jax.tree.leaves(operands)[0].shape[:2]
     size = _block_size(num_rows, width)
-    if size >= num_rows:
+    if whole or size >= num_rows:
         return function(operands, common)
     devices = jax.sharding.get_abstract_mesh().shape.get(ROWS, 1)
     padding = -num_rows % (size * devices)
     blocks = jax.tree.map(lambda v: _cut(v, size, padding), operands)
-    values = _shared_out(function, devices)(blocks, common)
+    values = _shared_out(function, devices, kept)(blocks, common)
     return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:num_rows], values)
 
 
-def _shared_out(function: Callable[[Any, Any], T], devices: int) -> Callable[[Any, Any], T]:
+def _shared_out(
+    function: Callable[[Any, Any], T], devices: int, kept: Sequence[str]
+) -> Callable[[Any, Any], T]:
     """(blocks, common) -> the function of each block, a share of the blocks on each device."""
 
     def all_rows(blocks: Any, common: Any) -> T:
-        return step_by_step(lambda block: function(block, common), blocks)
+        return step_by_step(lambda block: function(block, common), blocks, kept)
 
     if devices == 1:
         return all_rows

@@ -20,10 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from eqnet.irreps import Irrep, Irreps, spherical_irreps
 from eqnet.ops.so2_orders import Group, Order, is_natural, meetings, mix
 from eqnet.so3 import HIGHEST, edge_frame, wigner_d
+
+MAPPED = "so2"  # name of the results of a linear map, for what may keep them
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,8 @@ class SO2Linear(nnx.Module):
         """[..., rows_in, channels_in] -> [..., rows_out, channels_out] and [..., extra]."""
         with jax.named_scope("so2"):
             matrices = [matrix[...] for matrix in self.matrices]
-            return self.map(x, matrices, self.bias[...], factors)
+            z, scalars = self.map(x, matrices, self.bias[...], factors)
+            return checkpoint_name(z, MAPPED), checkpoint_name(scalars, MAPPED)
 
 
 def rows_of_degrees(max_L: int, m_max: int, group: Group) -> OrderRows:

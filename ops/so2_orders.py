@@ -78,8 +78,10 @@ def meetings(
 
 def mix(z: jax.Array, matrices: jax.Array) -> jax.Array:
     """[edges, 1 or 2, inputs] times real W1, or complex W1 + i W2: [edges, 1 or 2, outputs]."""
-    cosine = jnp.einsum("nsi,io->nso", z, matrices[0], precision=HIGHEST)
     if matrices.shape[0] == 1:
-        return cosine
-    sine = jnp.einsum("nsi,io->nso", z, matrices[1], precision=HIGHEST)
-    return cosine + jnp.stack([-sine[:, 1], sine[:, 0]], axis=1)
+        return jnp.einsum("nsi,io->nso", z, matrices[0], precision=HIGHEST)
+    # as one real matrix, which leaves nothing to add up afterwards
+    cosine, sine = matrices
+    rows = jnp.concatenate([cosine, sine], axis=1), jnp.concatenate([-sine, cosine], axis=1)
+    z = jnp.dot(z.reshape((len(z), -1)), jnp.concatenate(rows), precision=HIGHEST)
+    return z.reshape((len(z), 2, -1))

@@ -14,7 +14,9 @@ from scipy.linalg import block_diag
 
 from eqnet.graph import displacements, sum_rows
 from eqnet.irreps import Irreps, IrrepsArray, spherical_irreps
+from eqnet.operations import count
 from eqnet.ops import blocks
+from eqnet.ops import edge_network as edges_in_blocks
 from eqnet.ops.edge_network import edge_embedding, edge_network
 from eqnet.ops.so2 import SO2
 from eqnet.ops.so2_linear import OrderRows, SO2Linear, SO2Map, gated
@@ -133,10 +135,13 @@ def test_rolls_and_mirrors(group: Group) -> None:
             assert error < 1e-12
 
 
-@pytest.mark.parametrize("edges_at_a_time", [4, 10**6])
-def test_sum_over_the_neighbours(edges_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("edges_at_a_time", "at_once"), [(4, 0), (10**6, 0), (4, 10**6)])
+def test_sum_over_the_neighbours(
+    edges_at_a_time: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Atoms of several rows, blocks filled up; against a loop over the edges."""
     monkeypatch.setattr(blocks, "EDGES_AT_A_TIME", {"cpu": edges_at_a_time})
+    monkeypatch.setattr(edges_in_blocks, "AT_ONCE_BYTES", at_once)
     rng = np.random.default_rng(4)
     structure = Structure(np.ones(6, int), rng.normal(size=(6, 3)), np.zeros((3, 3)))
     graph = make_graph([structure], (1,), 3.0, slots=2, width=3)
@@ -167,6 +172,46 @@ def test_sum_over_the_neighbours(edges_at_a_time: int, monkeypatch: pytest.Monke
     np.testing.assert_allclose(sum_rows(found, graph), expected, atol=1e-12)
     np.testing.assert_allclose(squares, expected_squares, atol=1e-12)
     np.testing.assert_allclose(embedded, degrees, atol=1e-12)
+
+
+class Maps(nnx.Module):
+    """Two linear maps with a tanh between them."""
+
+    def __init__(self, rows: OrderRows) -> None:
+        self.first = SO2Linear(rows, rows, 2, 4, rngs=nnx.Rngs(0))
+        self.second = SO2Linear(rows, rows, 4, 1, rngs=nnx.Rngs(1))
+
+    def __call__(self, z: jax.Array, edge: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        z = self.second(jnp.tanh(self.first(z)[0]))[0]
+        return z * edge[..., None, None], ()
+
+
+def test_gradient_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against finite differences, with and without what is kept for it, which saves operations."""
+    monkeypatch.setattr(blocks, "EDGES_AT_A_TIME", {"cpu": 4})
+    monkeypatch.setattr(edges_in_blocks, "AT_ONCE_BYTES", 0)
+    rng = np.random.default_rng(4)
+    structure = Structure(np.ones(6, int), rng.normal(size=(6, 3)), np.zeros((3, 3)))
+    graph = make_graph([structure], (1,), 3.0, slots=2, width=3)
+    rows = OrderRows(spherical_irreps(1), group="SO3")
+    vectors = displacements(graph)
+    a = jax.jit(rows.matrices)(vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True))
+    edge = jnp.asarray(graph.neighbor_mask, float)
+    x, step = jnp.asarray(rng.normal(size=(2, 6, rows.dim, 1)))
+    maps = Maps(rows)
+
+    def value(x: jax.Array) -> jax.Array:
+        return (edge_network(maps, x, a, edge, graph)[0] ** 2).sum()
+
+    small = 1e-5
+    expected = (jax.jit(value)(x + small * step) - jax.jit(value)(x - small * step)) / (2 * small)
+    operations = []
+    for kept in (0, 10**6):
+        monkeypatch.setattr(edges_in_blocks, "KEPT_BYTES", kept)
+        gradient = jax.grad(lambda x: value(x))
+        np.testing.assert_allclose((jax.jit(gradient)(x) * step).sum(), expected, rtol=1e-7)
+        operations.append(count(gradient, x))
+    assert operations[1] < 0.9 * operations[0]
 
 
 def test_what_does_not_fit_is_refused() -> None:
