@@ -78,7 +78,11 @@ TENSORS = {
 
 
 def read_tensors(
-    path: str | Path, kinds: Mapping[str, TensorKind], keys: Mapping[str, str] | None = None
+    path: str | Path,
+    kinds: Mapping[str, TensorKind],
+    keys: Mapping[str, str] | None = None,
+    *,
+    required: bool = True,
 ) -> list[Frame]:
     """Structures with tensor labels, `Frame.tensors`.
 
@@ -86,6 +90,7 @@ def read_tensors(
         path: extended XYZ, or any file that ASE reads.
         kinds: by name; names are keys of the file, with or without REF_.
         keys: other keys, by name.
+        required: whether some structure must have each of the tensors.
 
     Raises:
         InputError: no structure has one of the tensors, or a value is not such a tensor, or not
@@ -106,7 +111,7 @@ def read_tensors(
                 tensors[name] = label_of(kind, raw, frame, name)
         frames.append(replace(frame, tensors=tensors))
     for name, tried in spellings.items():
-        if not any(name in frame.tensors for frame in frames):
+        if required and not any(name in frame.tensors for frame in frames):
             raise InputError(
                 f"{path}: no structure has {' or '.join(tried)}; say which key holds the {name}"
             )

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from eqnet.calculator import EqnetCalculator
     from eqnet.errors import InputError
     from eqnet.model_file import load
+    from eqnet.tensor_file import load as load_tensors
 
     __version__: str
 
-__all__ = ["EqnetCalculator", "InputError", "load", "__version__"]
+__all__ = ["EqnetCalculator", "InputError", "load", "load_tensors", "__version__"]
 
 _HOME = {
-    "EqnetCalculator": "eqnet.calculator",
-    "InputError": "eqnet.errors",
-    "load": "eqnet.model_file",
+    "EqnetCalculator": ("eqnet.calculator", "EqnetCalculator"),
+    "InputError": ("eqnet.errors", "InputError"),
+    "load": ("eqnet.model_file", "load"),
+    "load_tensors": ("eqnet.tensor_file", "load"),
 }
 
 
@@ -33,7 +35,8 @@ def __getattr__(name: str) -> Any:
 
         return version("eqnet")
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        module, own_name = _HOME[name]
+        return getattr(import_module(module), own_name)
     raise AttributeError(f"module 'eqnet' has no attribute {name!r}")
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from eqnet.data.batches import Loader
 from eqnet.data.frame import Frame
 from eqnet.data.items import Item, make_items
+from eqnet.data.struts import strut_item
 from eqnet.data.tensor_labels import TensorKind, check_structure
 from eqnet.device import computing, find_device, find_dtype
 from eqnet.tensor_model import TensorModel
@@ -18,9 +19,21 @@ from eqnet.tensor_model import TensorModel
 Answers = list[dict[str, np.ndarray]]  # of each structure by name: [3, ...], or [n, 3, ...]
 
 
+def items_of(frames: Sequence[Frame], elements: Sequence[int], cutoff: float) -> list[Item]:
+    """Structures with their neighbours, lattices with their struts.
+
+    Raises:
+        InputError: an unknown element, coincident atoms, or some lattices beside structures without
+            struts.
+    """
+    if any("struts" in frame.info for frame in frames):
+        return [strut_item(frame, elements, cutoff) for frame in frames]
+    return make_items(frames, elements, cutoff)
+
+
 def predict(
     model: TensorModel,
-    structures: Sequence[Frame] | Sequence[Item],
+    structures: Sequence[Frame],
     *,
     batch_size: int = 16,
     dtype: str = "float32",
@@ -30,7 +43,7 @@ def predict(
 
     Args:
         model: it is not changed.
-        structures: frames, or items whose neighbours are known.
+        structures: molecules, crystals, or lattices of struts.
         batch_size: structures at a time.
         dtype: 'float32' or 'float64'.
         device: None for JAX's default.
@@ -42,13 +55,10 @@ def predict(
         InputError: an unknown element, coincident atoms, or a structure that cannot have one of
             the tensors, such as a dipole where it is periodic.
     """
-    items = [
-        s if isinstance(s, Item) else make_items([s], model.elements, model.cutoff)[0]
-        for s in structures
-    ]
-    for item in items:
+    for frame in structures:
         for name, kind in model.kinds:
-            check_structure(kind, item.frame, name)
+            check_structure(kind, frame, name)
+    items = items_of(structures, model.elements, model.cutoff)
     place, precision = find_device(device), find_dtype(dtype)
     loader = Loader(
         items, batch_size, reference_energy=lambda species: 0.0, shuffle=False, dtype=precision

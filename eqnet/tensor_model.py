@@ -107,6 +107,7 @@ class TensorModel(nnx.Module):
         self.kinds = tuple(kinds.items())
         self.scale = tuple(float(scale[name]) for name in kinds)
         self.shift = tuple(None if kind.positive else shift[name] for name, kind in self.kinds)
+        self.channels = channels
         irreps = model.irreps_out
         scalars = irreps.count(SCALAR)
         self.readouts = nnx.Dict(

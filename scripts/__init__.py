@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "errors of a potential on a file of labelled structures",
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",
+    "train_tensors": "fit dipoles, polarisabilities, Born charges or elasticity",
+    "tensors": "dipoles and other tensors of structures",
     "info": "what is in a model file",
     "bench": "what tensor products and models cost on this machine",
 }

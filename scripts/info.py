@@ -49,23 +49,44 @@ def _show(console: Console, info: dict[str, Any]) -> None:
     general = {
         "model": info["model"],
         "parameters": f"{info['num_parameters']} in {len(info['weights'])} arrays, {info['dtype']}",
-        "cutoff": f"{info['potential']['cutoff']:g} A",
-        "pair repulsion": "ZBL" if info["potential"]["pair_repulsion"] else "none",
+        **_settings(info),
         "structures with answers": info["num_examples"],
         "size": f"{info['bytes'] / 1e6:.2f} MB, format {info['format']}",
         "written by": f"eqnet {info['eqnet']}, "
         + ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
-        "units": ", ".join(f"{name} {unit}" for name, unit in info["units"].items()),
         "SHA-256": info["sha256"],
     }
     training = dict(info["training"])
     equivariance = training.pop("equivariance", None)
     _pairs(console, "", general.items())
-    _elements(console, info["potential"])
+    if "potential" in info:
+        _elements(console, info["potential"])
+    else:
+        _pairs(console, "tensors", _tensors(info["tensors"]))
     _pairs(console, f"options of {info['model']}", _options(info["config"]))
     if equivariance is not None:
         _pairs(console, "equivariance error", _equivariance(equivariance))
     _pairs(console, "training", flat(training))
+
+
+def _settings(info: Mapping[str, Any]) -> dict[str, str]:
+    """What is around the model."""
+    if "tensors" in info:
+        return {"cutoff": f"{info['config']['r_max']:g} A"}
+    potential = info["potential"]
+    return {
+        "cutoff": f"{potential['cutoff']:g} A",
+        "pair repulsion": "ZBL" if potential["pair_repulsion"] else "none",
+        "units": ", ".join(f"{name} {unit}" for name, unit in info["units"].items()),
+    }
+
+
+def _tensors(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Symmetry, unit and properties of each."""
+    for name, kind in tensors.items():
+        words = [f"'{kind['symmetry']}'", f"per {kind['per']}", kind["unit"] or "no unit"]
+        words += [key for key in ("zero_sum", "charges", "positive") if kind[key]]
+        yield name, ", ".join(words)
 
 
 def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

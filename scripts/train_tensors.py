@@ -1,11 +1,12 @@
-"""Train a model on tensors: dipoles, polarisabilities, Born charges, elasticity.
+"""`eqnet train_tensors TRAIN TEST --target dipole`: fit dipoles, polarisabilities, elasticity, ...
 
-    python scripts/train_tensors.py TRAIN TEST --target dipole --out dipole
+eqnet train_tensors train.xyz test.xyz --target dipole --out dipole
+eqnet tensors dipole/dipole.eqnet more.xyz --output answers.xyz
 
-trains by the loop of `eqnet train` for some minutes, keeps the weights with the lowest validation
-loss, and prints the errors on the test structures beside those of the mean label. A file of
-lattices (`scripts/make_lattices.py`) names its struts: they are the edges then, and lengths are in
-units of the strut radius.
+It trains by the loop of `eqnet train` for some minutes, keeps the weights with the lowest
+validation loss, prints the errors on the test structures beside those of the mean label and writes
+a file for `eqnet tensors`. A file of lattices (`scripts/make_lattices.py`) names its struts: they
+are the edges then, and lengths are in units of the strut radius.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from eqnet.data.items import Item
     from eqnet.data.tensor_labels import TensorKind
     from eqnet.tensor_model import TensorModel
+
+EXAMPLES = 4  # structures whose answers travel in the file
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TensorOptions:
     model: ModelOptions
     """Of the model, as of `eqnet train`."""
     out: str = "tensors"
-    """Folder of checkpoints and errors by epoch; the same command again goes on with it."""
+    """Folder of the model file, checkpoints and losses by epoch; the same command again goes on."""
     relative: bool = False
     """Whether the error of a label counts relative to the label, not to the spread of all."""
     max_minutes: float = 5.0
@@ -57,20 +60,28 @@ class TensorOptions:
     """Of weights and order."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train, evaluate, print."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    from eqnet.scripts.command_line import parse
+
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parse(TensorOptions, arguments, command="train_tensors")
     from eqnet.data.tensor_labels import TENSORS, read_tensors
 
-    config = (tyro.conf.OmitArgPrefixes,)
-    options = tyro.cli(TensorOptions, args=argv, config=config)
     if unknown := [name for name in options.target if name not in TENSORS]:
         raise InputError(f"there is no target {unknown[0]}; there are {', '.join(TENSORS)}")
     kinds = {name: TENSORS[name] for name in options.target}
     frames = read_tensors(options.train_file, kinds)
     train = [frame for i, frame in enumerate(frames) if i % 10 != 9]
+    if len(frames) < 10:
+        raise InputError(
+            f"{options.train_file} has {len(frames)} structures; give 10 or more, as every tenth "
+            "one validates"
+        )
     test = read_tensors(options.test_file, kinds)
     model = fit(options, kinds, train, frames[9::10])
-    report(model, kinds, train, test)
+    found = report(model, kinds, train, test)
+    _write(options, model, test, found)
     return 0
 
 
@@ -140,6 +151,7 @@ def build(
     from eqnet.data.neighbors import average_num_neighbors
     from eqnet.model_choice import config_class_of, default_of, make_config, model_options
     from eqnet.models import MODELS
+    from eqnet.tensor_evaluation import items_of
     from eqnet.tensor_model import TensorModel, fit_scale_and_shift, needed_irreps
 
     able = [name for name, (_, model) in MODELS.items() if hasattr(model, "features")]
@@ -175,14 +187,25 @@ def build(
     return nnx.jit(construct)(), items
 
 
-def items_of(frames: Sequence[Frame], elements: Sequence[int], r_max: float) -> list[Item]:
-    """Structures with their neighbours, lattices with their struts."""
-    from eqnet.data.items import make_items
-    from eqnet.data.struts import strut_item
+def _write(
+    options: TensorOptions, model: TensorModel, test: Sequence[Frame], found: dict[str, Any]
+) -> None:
+    """The model file, with some of the test structures as examples."""
+    from eqnet.files import digest
+    from eqnet.tensor_file import save
 
-    if any("struts" in frame.info for frame in frames):
-        return [strut_item(frame, elements, r_max) for frame in frames]
-    return make_items(frames, elements, r_max)
+    folder = Path(options.out)
+    path = folder / f"{folder.resolve().name}.eqnet"
+    data = {"train": digest(options.train_file), "test": digest(options.test_file)}
+    save(
+        path,
+        model,
+        model_name=options.model.model,
+        config=model.model.config,
+        training={"seed": options.seed, "data": data, "test_errors": found},
+        examples=test[:EXAMPLES],
+    )
+    print(f"model: {path}")
 
 
 def report(
@@ -190,24 +213,24 @@ def report(
     kinds: Mapping[str, TensorKind],
     train: Sequence[Frame],
     test: Sequence[Frame],
-) -> None:
-    """Print the errors on the test structures."""
+) -> dict[str, Any]:
+    """Print the errors on the test structures, and return them by tensor."""
     from eqnet.tensor_evaluation import errors, mean_label, predict
 
-    items = items_of(test, model.elements, model.cutoff)
-    answers = predict(model, items)
+    answers, measured = predict(model, test), {}
     for name, kind in kinds.items():
         naive = mean_label(name, kind, train, test)
         for who, found in (("model", answers), ("mean label", naive)):
             e = errors(name, test, found)
+            measured.setdefault(name, e)  # the model's are the first
             print(
                 f"{name:24s} {who:10s} MAE {e['mae']:.4g}  RMSE {e['rmse']:.4g} {kind.unit}  "
                 f"relative {100 * e['relative']:.2f} %"
             )
+    return measured
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(str(error))
+    from eqnet.scripts import run
+
+    sys.exit(run("train_tensors"))

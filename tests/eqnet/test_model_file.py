@@ -20,7 +20,8 @@ from eqnet import EqnetCalculator, archive, load
 from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 from eqnet.evaluation import evaluate
-from eqnet.model_file import read_info, save, weights_of
+from eqnet.model_file import read_info, save
+from eqnet.model_parts import weights_of
 from eqnet.potential import Potential
 
 

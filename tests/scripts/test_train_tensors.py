@@ -1,0 +1,67 @@
+"""`eqnet train_tensors` and `eqnet tensors` on dipoles that are known in closed form."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import read, write
+
+from eqnet.errors import InputError
+from eqnet.scripts import tensors, train_tensors
+from eqnet.so3 import random_rotation
+
+CHARGES = {8: -0.8, 1: 0.4}
+MODEL = "--model nequip --num_channels 4 --max_L 1 --max_ell 1 --num_interactions 1 --r_max 3"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Water that is turned and shaken, with the dipole of point charges."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(40):
+        positions = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
+        positions = (positions + rng.normal(0, 0.05, (3, 3))) @ random_rotation(rng).T
+        atoms = Atoms("OHH", positions)
+        atoms.info["dipole"] = [CHARGES[z] for z in atoms.numbers] @ positions
+        images.append(atoms)
+    path = tmp_path_factory.mktemp("water") / "water.xyz"
+    write(path, images)
+    return path
+
+
+def test_trained_dipoles(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A tenth of the mean label's error on other orientations, and the file says the same."""
+    out = tmp_path / "fit"
+    words = f"{data} {data} --target dipole --out {out} {MODEL} --max_num_epochs 30"
+    assert train_tensors.main(words.split()) == 0
+    printed = capsys.readouterr().out
+    model, naive = (float(x) for x in re.findall(r"relative ([\d.]+) %", printed))
+    assert model < 10 and naive > 50
+    answers = tmp_path / "answers.xyz"
+    assert tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split()) == 0
+    assert "of 40 labelled structures" in capsys.readouterr().out
+    images = read(answers, ":")
+    gaps = [a.info["eqnet_dipole"] - a.info["REF_dipole"] for a in images]
+    sizes = [np.linalg.norm(a.info["REF_dipole"]) for a in images]
+    assert 100 * np.mean(np.linalg.norm(gaps, axis=1) / sizes) == pytest.approx(model, abs=0.02)
+    with pytest.raises(InputError, match="exists; name another file"):
+        tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--target dipoles", "there is no target dipoles; there are dipole"),
+        ("--target polarizability", "no structure has REF_polarizability or polarizability"),
+        ("--target dipole --model tensornet", "tensornet gives no tensors; there are"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(
+    data: Path, tmp_path: Path, words: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_tensors.main([str(data), str(data), *words.split(), "--out", str(tmp_path / "x")])
