@@ -37,7 +37,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["opps"], "eqnet bench measures ops, model, train or geometry, not 'opps'"),
+        (["opps"], "eqnet bench measures ops, model, train, geometry or symmetry, not"),
         (["ops", "--lmax", "2"], "unknown option --lmax; did you mean --l_max?"),
         (["ops", "--l_max", "12"], "--l_max must be degrees from 0 to 11, not (12,)"),
         (["ops", "--l_out", "-1"], "--l_out must be a degree from 0 to 22"),
@@ -55,6 +55,10 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         (["ops", "--threads", "1"], "--threads has no effect once JAX runs"),
         (["ops", "--threads", "1000"], "--threads must be from 1 to"),
         (["ops", "--use", "node", "--products", "so2", "--rivals", "none"], "the notes say why"),
+        (["symmetry", "--cases", "inertia"], "--cases: there is no 'inertia'; there is inertia-z"),
+        (["symmetry", "--steps", "10"], "--steps must be a multiple of 4, not 10"),
+        (["symmetry", "--levels", "-1"], "--levels must be numbers from 0"),
+        (["symmetry", "--samples", "50"], "--samples must be at least 125, not 50"),
         (["model", "none.eqnet"], "none.eqnet: no such model file"),
         (["model", "x.eqnet", "--r_max", "4"], "--r_max has no effect on a model file"),
         (["model", "x.eqnet", "--products", "gaunt"], "--products has no effect on a model file"),
@@ -90,7 +94,7 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", []) == 0
-    assert "usage: eqnet bench {ops,model,train,geometry}" in capsys.readouterr().out
+    assert "usage: eqnet bench {ops,model,train,geometry,symmetry}" in capsys.readouterr().out
 
 
 def test_ops_on_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,3 +272,19 @@ def test_geometry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["nequip"] < 100 < 1e5 < found["egennet"]
     assert run("bench", ["geometry", "--pairs", "3-bod"]) == 2
     assert "there is no '3-bod'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_symmetry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rotations about x are told from those about z, and scaling is held."""
+    file = tmp_path / "levels.csv"
+    words = "--cases cosine-z --levels 0.5 --channels 8 --steps 800"
+    assert run("bench", ["symmetry", *words.split(), f"--csv={file}"]) == 0
+    assert "cosine-z" in capsys.readouterr().out
+    with file.open() as stream:
+        rows = {row["group"]: row for row in csv.DictReader(stream)}
+    assert float(rows["O(2) x"]["soft"]) == pytest.approx(float(rows["O(2) x"]["true"]), rel=0.1)
+    for held in ("O(2) z", "scaling"):
+        assert float(rows[held]["soft"]) < 0.02 < float(rows["O(2) x"]["soft"])
+        assert float(rows[held]["strength"]) > 10 * float(rows["O(2) x"]["strength"])
+    assert float(rows["O(3)"]["soft_error"]) < float(rows["O(3)"]["exact_error"])
