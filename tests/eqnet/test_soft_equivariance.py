@@ -127,7 +127,7 @@ def test_representations(group: Group) -> None:
 
 def test_representations_are_those_of_e3nn(x64: None) -> None:
     element, _ = O3.sample(np.random.default_rng(0), 1)
-    irreps = Irreps("0o+1o+1e+2e+2o+3o")
+    irreps = Irreps("0o+1e+2o")
     expected = irreps.D_from_matrix(jnp.asarray(element[0]))
     found = Features(irreps, 1).matrices(element, np.ones(1))[0]
     np.testing.assert_allclose(found, expected, atol=1e-12)
