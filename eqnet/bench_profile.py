@@ -18,7 +18,10 @@ import jax
 from eqnet import operations
 from eqnet.program_bytes import bytes_by_instruction
 
-PARTS = ("edges", "radial", "gather", "product", "power", "linear", "gate", "readout")
+PARTS = (
+    "edges", "frames", "radial", "gather", "turn", "turn_back", "so2", "product", "power", "linear",
+    "gate", "norm", "softmax", "readout",
+)  # fmt: skip
 OTHER = "other"
 _NAMES = re.compile(r"\b(" + "|".join(PARTS) + r")\b")
 _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"')

@@ -98,12 +98,18 @@ class EquiformerV2Config:
     product: str = "so2"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 32, "max_L": 2, "num_interactions": 2, "ffn_channels": 32},
-        "medium": {"num_channels": 64, "max_L": 2, "num_interactions": 4},
-        # widths of the published network of 31 million parameters, which is --group SO3
+        "small": {
+            "num_channels": 16, "max_L": 1, "m_max": 1, "num_interactions": 2,
+            "alpha_channels": 16, "value_channels": 8, "hidden_channels": 16, "ffn_channels": 32,
+            "edge_channels": 16,
+        },
+        "medium": {
+            "num_channels": 16, "num_interactions": 2, "alpha_channels": 16, "value_channels": 8,
+            "hidden_channels": 16, "ffn_channels": 16, "edge_channels": 16,
+        },
         "large": {
-            "num_channels": 128, "max_L": 4, "num_interactions": 8, "num_heads": 8,
-            "alpha_channels": 64, "hidden_channels": 64, "ffn_channels": 128, "edge_channels": 128,
+            "num_channels": 48, "num_interactions": 3, "alpha_channels": 16, "ffn_channels": 48,
+            "edge_channels": 32,
         },
     }  # fmt: skip
 

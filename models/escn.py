@@ -78,12 +78,11 @@ class ESCNConfig:
     product: str = "so2"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 32, "hidden_channels": 32, "edge_channels": 32},
-        "medium": {"num_channels": 64, "hidden_channels": 64, "edge_channels": 64},
-        "large": {
-            "num_channels": 128, "max_L": 4, "num_interactions": 4, "hidden_channels": 128,
-            "edge_channels": 128, "num_radial_basis": 64,
+        "small": {
+            "num_channels": 16, "max_L": 1, "m_max": 1, "hidden_channels": 16, "edge_channels": 16,
         },
+        "medium": {"num_channels": 24, "hidden_channels": 24, "edge_channels": 24},
+        "large": {"num_channels": 64, "hidden_channels": 64, "edge_channels": 64},
     }  # fmt: skip
 
     def irreps(self) -> Irreps:

@@ -76,13 +76,11 @@ class ESENConfig:
     product: str = "so2"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 32, "hidden_channels": 32, "edge_channels": 32},
-        "medium": {"num_channels": 64, "hidden_channels": 64, "edge_channels": 64},
-        # widths of the network of 3.2 million parameters published for molecules, --group SO3
-        "large": {
-            "num_channels": 128, "hidden_channels": 128, "edge_channels": 128,
-            "radial_basis": "bessel",
+        "small": {
+            "num_channels": 16, "max_L": 1, "m_max": 1, "hidden_channels": 16, "edge_channels": 16,
         },
+        "medium": {"num_channels": 24, "hidden_channels": 24, "edge_channels": 24},
+        "large": {"num_channels": 64, "hidden_channels": 64, "edge_channels": 64},
     }  # fmt: skip
 
     def irreps(self) -> Irreps:

@@ -67,8 +67,8 @@ class LocalFramesConfig:
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"num_channels": 32, "num_frames": 1, "num_interactions": 2},
-        "medium": {"num_channels": 64, "num_frames": 2, "num_interactions": 3},
-        "large": {"num_channels": 128, "num_frames": 3, "num_interactions": 4},
+        "medium": {"num_channels": 56, "num_frames": 2, "num_interactions": 3},
+        "large": {"num_channels": 96, "num_frames": 3, "num_interactions": 4},
     }
 
     def irreps(self) -> Irreps:

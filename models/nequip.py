@@ -88,9 +88,9 @@ class NequIPConfig:
     rank: int = 0
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 16, "max_L": 1, "max_ell": 1, "num_interactions": 3},
-        "medium": {"num_channels": 32, "max_L": 2, "max_ell": 2, "num_interactions": 4},
-        "large": {"num_channels": 64, "max_L": 3, "max_ell": 3, "num_interactions": 5},
+        "small": {"num_channels": 32, "max_L": 1, "max_ell": 2, "num_interactions": 3},
+        "medium": {"num_channels": 32, "max_L": 2, "max_ell": 2, "num_interactions": 3},
+        "large": {"num_channels": 64, "max_L": 2, "max_ell": 2, "num_interactions": 4},
     }
 
     def irreps(self) -> Irreps:

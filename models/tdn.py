@@ -81,10 +81,14 @@ class TDNConfig:
     rank: int = 0
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"num_channels": 32, "max_L": 1, "num_interactions": 2},
-        "medium": {"num_channels": 64, "max_L": 2, "num_interactions": 4},
-        "large": {"num_channels": 256, "max_L": 1, "num_interactions": 6},
-    }
+        "small": {
+            "num_channels": 16, "max_L": 1, "num_interactions": 2, "radial_MLP": (32, 32),
+        },
+        "medium": {
+            "num_channels": 24, "max_L": 1, "num_interactions": 2, "radial_MLP": (32, 32),
+        },
+        "large": {"num_channels": 64, "max_L": 2, "num_interactions": 3},
+    }  # fmt: skip
 
     def irreps(self) -> Irreps:
         """Irreps of the node features.

@@ -66,7 +66,7 @@ class TensorNetConfig:
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"num_channels": 32, "num_interactions": 1},
         "medium": {"num_channels": 64, "num_interactions": 2},
-        "large": {"num_channels": 128, "num_interactions": 2},
+        "large": {"num_channels": 128, "num_interactions": 3},
     }
 
     def irreps(self) -> Irreps:
