@@ -31,7 +31,6 @@ class Instruction(NamedTuple):
     operation: str
     operands: list[str]
     called: str
-    number: int  # of a parameter
 
 
 def bytes_by_instruction(program: str) -> dict[str, int]:
@@ -64,10 +63,9 @@ def _computations(program: str) -> dict[str, dict[str, Instruction]]:
             root, name, shape, operation, rest = match.groups()
             inside, _, attributes = rest.partition(")")
             called = _CALLED.search(attributes)
-            number = int(inside) if operation == "parameter" else -1
             lines[name] = Instruction(
                 bool(root), _bytes(shape), operation, _OPERAND.findall(inside),
-                called[1] if called else "", number,
+                called[1] if called else "",
             )  # fmt: skip
     return found
 

@@ -11,9 +11,10 @@ are the edges then, and lengths are in units of the strut radius.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = sys.argv[1:] if argv is None else argv
     options = parse(TensorOptions, arguments, command="train_tensors")
+    from eqnet.data.items import species_of
     from eqnet.data.tensor_labels import TENSORS, read_tensors
 
     if unknown := [name for name in options.target if name not in TENSORS]:
@@ -79,10 +81,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             "one validates"
         )
     test = read_tensors(options.test_file, kinds)
+    elements = sorted({int(z) for frame in frames for z in frame.numbers})
+    for frame in test:
+        species_of(frame, elements)  # refuses an unknown element before the training
+    _check_same(options)
     model = fit(options, kinds, train, frames[9::10])
     found = report(model, kinds, train, test)
     _write(options, model, test, found)
     return 0
+
+
+def _check_same(options: TensorOptions) -> None:
+    """Refuse to go on in a folder with what another command began there, and note what begins.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    from eqnet.files import digest
+    from eqnet.run_folder import write
+
+    now = asdict(options) | {"train_file": digest(options.train_file)}
+    for free in ("test_file", "out", "max_minutes"):
+        del now[free]
+    now = json.loads(json.dumps(now))
+    folder = Path(options.out)
+    path = folder / "options.json"
+    if (folder / "checkpoints").exists():
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        if different := [name for name in now if now[name] != before.get(name)]:
+            raise InputError(
+                f"{folder} holds a training with another {', '.join(different)}: name another "
+                "folder by --out, or repeat the command of that training to go on with it"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write(path, json.dumps(now, indent=1) + "\n")
 
 
 def fit(
@@ -126,7 +158,6 @@ def fit(
         model, chosen.loss, chosen.optimizer, loader.num_batches, sizes, options.relative
     )
     folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(Console(stderr=True))
     outcome = Fit(
         problem,

@@ -48,6 +48,8 @@ def test_trained_dipoles(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     gaps = [a.info["eqnet_dipole"] - a.info["REF_dipole"] for a in images]
     sizes = [np.linalg.norm(a.info["REF_dipole"]) for a in images]
     assert 100 * np.mean(np.linalg.norm(gaps, axis=1) / sizes) == pytest.approx(model, abs=0.02)
+    with pytest.raises(InputError, match="fit holds a training with another relative, lr: name"):
+        train_tensors.main(f"{words} --lr 0.02 --relative".split())
     with pytest.raises(InputError, match="exists; name another file"):
         tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split())
 
