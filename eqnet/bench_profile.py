@@ -20,7 +20,7 @@ from eqnet.program_bytes import bytes_by_instruction
 
 PARTS = (
     "edges", "frames", "radial", "gather", "turn", "turn_back", "so2", "product", "power", "linear",
-    "gate", "norm", "softmax", "readout",
+    "gate", "softmax", "readout",
 )  # fmt: skip
 OTHER = "other"
 _NAMES = re.compile(r"\b(" + "|".join(PARTS) + r")\b")

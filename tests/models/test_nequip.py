@@ -90,7 +90,7 @@ def norm(x: dict, layer: LayerNorm) -> dict:
         block = block / np.sqrt((block**2).mean() + 1e-5)
         out[name] = block * matrix(layer.scale[name])[:, None]
         if name == "0e":
-            out[name] = out[name] + matrix(layer.shift[name])[:, None]
+            out[name] = out[name] + matrix(layer.shift)[:, None]
     return out
 
 

@@ -106,7 +106,7 @@ def normalised(norm: Any, x: list) -> list:
     for block, scale in zip(x, norm.scale.values(), strict=True):
         block = block - block.mean() if len(block) == 1 else block
         out.append(block / np.sqrt((block**2).mean() + 1e-5) * value(scale))
-    return [out[0] + value(norm.shift["0e"]), *out[1:]]
+    return [out[0] + value(norm.shift), *out[1:]]
 
 
 def paths(config: TDNConfig) -> list[tuple[int, int, int]]:
