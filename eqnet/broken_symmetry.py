@@ -279,7 +279,8 @@ def _lines(name: str, level: float, settings: Settings, seed: int) -> Iterator[d
         function = nnx.jit(model)
         miss = np.sqrt(((function(inputs) - truth) ** 2).mean() / (truth**2).mean())
         errors[f"{kind}_error"] = float(miss)
-        relative = measured(relative_distances, model, groups)
+        if kind == "soft":
+            relative = measured(relative_distances, model, groups)
         found[kind] = [
             breaking(function, inputs, group, (case.into, case.out), np.random.default_rng(seed))
             for group in groups

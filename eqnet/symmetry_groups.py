@@ -40,7 +40,8 @@ class Group:
         scaling: whether lengths may be multiplied by any positive number.
 
     Raises:
-        ValueError: the finite part has too many elements or turns the only axis.
+        ValueError: axes are parallel or no unit vectors, or the finite part has too many elements
+            or turns the only axis.
     """
 
     name: str
@@ -49,6 +50,10 @@ class Group:
     scaling: bool = False
 
     def __post_init__(self) -> None:
+        gram = np.abs(np.array(self.axes).reshape(-1, 3) @ np.array(self.axes).reshape(-1, 3).T)
+        off = gram - np.diag(np.diag(gram))
+        if (abs(np.diag(gram) - 1) > SMALL).any() or (off > 1 - SMALL).any():
+            raise ValueError(f"{self.name}: axes must be unit vectors, no two of them parallel")
         axis = np.array(self.axes[0]) if len(self.axes) == 1 else np.zeros(3)
         if any(abs(axis @ np.array(e) @ axis) < axis @ axis - SMALL for e in self.elements):
             raise ValueError(

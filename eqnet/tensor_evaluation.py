@@ -14,20 +14,29 @@ from eqnet.data.items import Item, make_items
 from eqnet.data.struts import strut_item
 from eqnet.data.tensor_labels import TensorKind, check_structure
 from eqnet.device import computing, find_device, find_dtype
+from eqnet.errors import InputError
 from eqnet.tensor_model import TensorModel
 
 Answers = list[dict[str, np.ndarray]]  # of each structure by name: [3, ...], or [n, 3, ...]
 
 
-def items_of(frames: Sequence[Frame], elements: Sequence[int], cutoff: float) -> list[Item]:
-    """Structures with their neighbours, lattices with their struts.
+def items_of(
+    frames: Sequence[Frame], elements: Sequence[int], cutoff: float, *, struts: bool
+) -> list[Item]:
+    """Structures with their neighbours, or lattices with their struts.
 
     Raises:
-        InputError: an unknown element, coincident atoms, or some lattices beside structures without
-            struts.
+        InputError: an unknown element, coincident atoms, a lattice where structures of atoms are
+            expected, or the other way round: their units of length differ.
     """
-    if any("struts" in frame.info for frame in frames):
+    if struts:
         return [strut_item(frame, elements, cutoff) for frame in frames]
+    for frame in frames:
+        if "struts" in frame.info:
+            raise InputError(
+                f"{frame.name}: a lattice of struts, but the model is for atoms: train one on "
+                "lattices alone"
+            )
     return make_items(frames, elements, cutoff)
 
 
@@ -58,7 +67,7 @@ def predict(
     for frame in structures:
         for name, kind in model.kinds:
             check_structure(kind, frame, name)
-    items = items_of(structures, model.elements, model.cutoff)
+    items = items_of(structures, model.elements, model.cutoff, struts=model.struts)
     place, precision = find_device(device), find_dtype(dtype)
     loader = Loader(
         items, batch_size, reference_energy=lambda species: 0.0, shuffle=False, dtype=precision

@@ -78,6 +78,7 @@ def save(
         "config": dataclasses.asdict(config),
         "tensors": tensors,
         "channels": model.channels,
+        "struts": model.struts,
         "training": training,
         **origin(weights),
     }
@@ -124,7 +125,7 @@ def load(
     if dtype not in TOLERANCE:
         raise InputError(f"dtype {dtype!r}: choose from {', '.join(TOLERANCE)}")
     path = Path(path)
-    members, description = open_file(path, {"tensors": dict, "channels": int})
+    members, description = open_file(path, {"tensors": dict, "channels": int, "struts": bool})
     name, model_class, config = model_of(path, description)
     kinds, scale, shift = _tensors(path, description["tensors"], len(config.elements))
 
@@ -138,6 +139,7 @@ def load(
             scale=scale,
             shift=shift,
             channels=description["channels"],
+            struts=description["struts"],
             rngs=rngs,
         )
 
@@ -205,8 +207,9 @@ def _replay(model: TensorModel, path: Path, data: bytes, dtype: str) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: examples.json is damaged ({error})") from None
     found = predict(model, frames, dtype=dtype)
-    for name, _ in model.kinds:
-        size = max((np.abs(answer[name]).max() for answer in wanted), default=1.0) or 1.0
+    for (name, _), scale in zip(model.kinds, model.scale, strict=True):
+        # answers that symmetry makes zero are right up to the rounding of an atom's
+        size = max(scale, *(np.abs(answer[name]).max() for answer in wanted))
         for index, (one, other) in enumerate(zip(found, wanted, strict=True)):
             same = one[name].shape == other[name].shape
             gap = np.abs(one[name] - other[name]).max() / size if same else np.inf

@@ -83,6 +83,7 @@ class TensorModel(nnx.Module):
         shift: of each tensor without `positive`, [Z, 3, ...] as nested tuples: what every atom of
             an element adds.
         channels: of the hidden layer.
+        struts: whether it is for lattices, whose edges are struts and whose unit is their radius.
         rngs: source of the first weights.
 
     Raises:
@@ -99,6 +100,7 @@ class TensorModel(nnx.Module):
         scale: Mapping[str, float],
         shift: Mapping[str, Nested],
         channels: int = 16,
+        struts: bool = False,
         rngs: nnx.Rngs,
     ):
         self.model = model
@@ -107,7 +109,7 @@ class TensorModel(nnx.Module):
         self.kinds = tuple(kinds.items())
         self.scale = tuple(float(scale[name]) for name in kinds)
         self.shift = tuple(None if kind.positive else shift[name] for name, kind in self.kinds)
-        self.channels = channels
+        self.channels, self.struts = channels, struts
         irreps = model.irreps_out
         scalars = irreps.count(SCALAR)
         self.readouts = nnx.Dict(

@@ -72,7 +72,8 @@ def _show(console: Console, info: dict[str, Any]) -> None:
 def _settings(info: Mapping[str, Any]) -> dict[str, str]:
     """What is around the model."""
     if "tensors" in info:
-        return {"cutoff": f"{info['config']['r_max']:g} A"}
+        unit = "strut radii" if info.get("struts") else "A"
+        return {"cutoff": f"{info['config']['r_max']:g} {unit}"}
     potential = info["potential"]
     return {
         "cutoff": f"{potential['cutoff']:g} A",

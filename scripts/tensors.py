@@ -9,21 +9,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.model_options import default
 
 if TYPE_CHECKING:
     from eqnet.data.frame import Frame
     from eqnet.tensor_evaluation import Answers
     from eqnet.tensor_model import TensorModel
-
-
-def _default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option that is off."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,14 @@ class TensorsOptions:
     """Model file, as `eqnet train_tensors` writes it."""
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """Structures: any file ASE reads."""
-    output: Annotated[str | None, _default("none", "FILE.xyz")] = None
+    output: Annotated[str | None, default("none", "FILE.xyz")] = None
     """Write the structures here with their labels, REF_dipole and the like, and the answers,
     eqnet_dipole: tensors of a structure in the comment line, of atoms in columns."""
     batch_size: int = 16
     """Structures at a time."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision on the device."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
     overwrite: bool = False
     """Write over an existing file."""

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(TensorOptions, arguments, command="train_tensors")
     from eqnet.data.items import species_of
     from eqnet.data.tensor_labels import TENSORS, read_tensors
+    from eqnet.lock import Lock
 
     if unknown := [name for name in options.target if name not in TENSORS]:
         raise InputError(f"there is no target {unknown[0]}; there are {', '.join(TENSORS)}")
@@ -84,10 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     elements = sorted({int(z) for frame in frames for z in frame.numbers})
     for frame in test:
         species_of(frame, elements)  # refuses an unknown element before the training
-    _check_same(options)
-    model = fit(options, kinds, train, frames[9::10])
-    found = report(model, kinds, train, test)
-    _write(options, model, test, found)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder / "lock"):
+        _check_same(options)
+        model = fit(options, kinds, train, frames[9::10])
+        found = report(model, kinds, train, test)
+        _write(options, model, test, found)
     return 0
 
 
@@ -113,7 +117,6 @@ def _check_same(options: TensorOptions) -> None:
                 f"{folder} holds a training with another {', '.join(different)}: name another "
                 "folder by --out, or repeat the command of that training to go on with it"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     write(path, json.dumps(now, indent=1) + "\n")
 
 
@@ -192,7 +195,9 @@ def build(
         )
     values, config_class = model_options(chosen), config_class_of(chosen.model.model)
     elements = tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in frames])))
-    items = items_of(frames, elements, values.get("r_max", default_of(config_class, "r_max")))
+    cutoff = values.get("r_max", default_of(config_class, "r_max"))
+    struts = any("struts" in frame.info for frame in frames)
+    items = items_of(frames, elements, cutoff, struts=struts)
     neighbors = average_num_neighbors([item.neighbors for item in items[:train]])
     config = make_config(config_class, values, elements=elements, neighbors=neighbors)
     fitted = {
@@ -212,6 +217,7 @@ def build(
             cutoff=config.r_max,
             scale={name: scale for name, (scale, _) in fitted.items()},
             shift={name: shift for name, (_, shift) in fitted.items()},
+            struts=struts,
             rngs=rngs,
         )
 

@@ -145,6 +145,12 @@ def test_sizes_of_groups() -> None:
             assert np.einsum("abab", p) == pytest.approx(number)
 
 
+@pytest.mark.parametrize("axes", [((0, 0, 2.0),), ((0, 0, 1.0), (0, 0, -1.0))])
+def test_axes_that_are_none(axes: tuple) -> None:
+    with pytest.raises(ValueError, match="unit vectors, no two of them parallel"):
+        Group("g", axes=axes)
+
+
 def test_groups_that_are_none() -> None:
     with pytest.raises(ValueError, match="turns the only axis"):
         _ = rotations((0, 0, 1), "SO(2)") * mirror((1, 0, 1), "mirror")

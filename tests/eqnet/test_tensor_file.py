@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,26 @@ def test_other_numbers_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="wrong.eqnet: example 1 gives another dipole here"):
         load(wrong)
     load(wrong, verify=False)
+
+
+def test_lattices_and_atoms_are_told_apart(model: TensorModel, file: Path, tmp_path: Path) -> None:
+    """Lengths of one are radii of struts, of the other angstrom: neither may pass for the other."""
+    lattice = replace(water(), info={"struts": [[0, 1, 0, 0, 0]], "strut_radius": 0.1})
+    with pytest.raises(InputError, match="a lattice of struts, but the model is for atoms"):
+        predict(model, [water(), lattice])
+    other = altered(file, tmp_path / "o.eqnet", "config.json", lambda c: c.update(struts=True))
+    with pytest.raises(InputError, match="a lattice needs struts"):
+        predict(load(other, verify=False), [water()])
+
+
+def test_answers_that_symmetry_makes_zero(model: TensorModel, tmp_path: Path) -> None:
+    """The dipole of O2 is rounding, which differs between precisions."""
+    positions = np.array([[0.1, 0.2, 0.3], [0.9, 1.0, 0.7]])
+    oxygen = Frame(np.array([8, 8]), positions, np.zeros((3, 3)), np.zeros(3, bool))
+    path = tmp_path / "model.eqnet"
+    save(path, model, model_name="nequip", config=CONFIG, training={}, examples=[oxygen])
+    for dtype in ("float32", "float64"):
+        load(path, dtype=dtype)
 
 
 def test_kinds_of_files_are_told_apart(file: Path) -> None:
