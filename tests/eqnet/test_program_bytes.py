@@ -13,6 +13,7 @@ from eqnet.program_bytes import bytes_by_instruction
 def moved(function: Callable, *arguments: jax.Array) -> list[int]:
     """Bytes of the instructions of a function, the small ones (loop counters) left out."""
     program = jax.jit(function).lower(*arguments).compile().as_text()
+    assert program is not None
     return sorted(size for size in bytes_by_instruction(program).values() if size > 100)
 
 

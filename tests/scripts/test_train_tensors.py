@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.io import read, write
+from ase.io import iread, write
 
 from eqnet.errors import InputError
 from eqnet.scripts import tensors, train_tensors
@@ -44,7 +44,7 @@ def test_trained_dipoles(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     answers = tmp_path / "answers.xyz"
     assert tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split()) == 0
     assert "of 40 labelled structures" in capsys.readouterr().out
-    images = read(answers, ":")
+    images: list[Atoms] = list(iread(answers))
     gaps = [a.info["eqnet_dipole"] - a.info["REF_dipole"] for a in images]
     sizes = [np.linalg.norm(a.info["REF_dipole"]) for a in images]
     assert 100 * np.mean(np.linalg.norm(gaps, axis=1) / sizes) == pytest.approx(model, abs=0.02)
