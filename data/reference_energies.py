@@ -17,7 +17,7 @@ from eqnet.errors import InputError
 
 METHODS = ("auto", "isolated", "least_squares", "average")
 _RANK = 1e-6  # singular values below this part of the largest are directions the data do not know
-_BOUND = (-15.0, 5.0)  # eV per atom; no compound is bound more, or less, than this
+BOUND = (-15.0, 5.0)  # eV per atom; no compound is bound more, or less, than this
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _report(
     left = per_atom - fractions @ energies
     mean = float(left.mean()) if len(left) else 0.0
     rms = 1000 * float(np.sqrt(((left - mean) ** 2).mean())) if len(left) else 0.0
-    if len(left) and not _BOUND[0] < mean < _BOUND[1]:
+    if len(left) and not BOUND[0] < mean < BOUND[1]:
         notes.append(
             f"the reference energies leave {mean:.1f} eV per atom on average, more than chemical "
             "binding explains; do they come from the same method as the total energies?"

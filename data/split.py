@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 
 T = TypeVar("T")
@@ -106,6 +108,24 @@ def read_split(path: str | Path) -> Split:
         return _given(content, None)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def fingerprint(frame: Frame) -> bytes:
+    """The same for structures with the same atoms in the same places, to 1e-6 A."""
+    parts = (frame.numbers, np.round(frame.positions, 6) + 0.0, np.round(frame.cell, 6) + 0.0)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
+def repetitions(frames: Mapping[str, Sequence[Frame]]) -> Iterator[str]:
+    """Structures that are in two roles: their errors say nothing about new structures."""
+    train = {fingerprint(frame) for frame in frames["train"]}
+    for role in ("valid", "test"):
+        again = [frame for frame in frames.get(role, ()) if fingerprint(frame) in train]
+        if again:
+            yield (
+                f"{len(again)} {role} structures are also among the training structures (first: "
+                f"{again[0].name}); errors on them say little"
+            )
 
 
 def _size(part: str, number: int | None, fraction: float | None, total: int) -> int:

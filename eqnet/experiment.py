@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from eqnet.data.labels import Keys
 from eqnet.data.neighbors import average_num_neighbors
 from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
-from eqnet.data.split import Split, read_split, split
+from eqnet.data.split import Split, read_split, repetitions, split
 from eqnet.errors import InputError
 from eqnet.files import digest
 from eqnet.model_choice import config_class_of, default_of, make_config, model_options
@@ -164,22 +163,25 @@ def problem_of(experiment: Experiment, potential: Potential) -> tuple[Problem, d
     return problem, loaders
 
 
-def prepare(options: TrainOptions, file: Path) -> Experiment:
+def prepare(
+    options: TrainOptions, file: Path, datasets: dict[str, Dataset] | None = None
+) -> Experiment:
     """Read, check, split and measure the data; nothing is written.
 
     Args:
         options: checked, with choices resolved.
         file: of the training structures, which options need not name.
+        datasets: what `read_files` has read from them, if it was.
 
     Raises:
         InputError: whatever is wrong with files or options.
     """
     chosen = model_options(options)
-    datasets = _read(options, file)
+    datasets = read_files(options, file) if datasets is None else datasets
     frames = _split(options, datasets)
     options = _resolve_loss(options, frames["train"])
-    elements = _elements(frames)
-    energies, references = _atomic_energies(options, datasets["train"], frames["train"], elements)
+    elements = elements_of(frames)
+    energies, references = find_references(options, datasets["train"], frames["train"], elements)
     shift, residual = fit_shift(frames["train"], elements, energies)
     config_class = config_class_of(options.model.model)
     r_max = chosen.get("r_max", default_of(config_class, "r_max"))
@@ -204,14 +206,19 @@ def prepare(options: TrainOptions, file: Path) -> Experiment:
         shift=shift,
         residual=residual,
         config=config,
-        notes=tuple(_repetitions(frames)),
+        notes=tuple(repetitions(frames)),
     )
 
 
 # ------------------------------------------------------------------------------------- data
 
 
-def _read(options: TrainOptions, file: Path) -> dict[str, Dataset]:
+def read_files(options: TrainOptions, file: Path) -> dict[str, Dataset]:
+    """The files by role, as far as they are given.
+
+    Raises:
+        InputError: a file cannot be read, or lacks labels that are to be trained.
+    """
     data, loss = options.data, options.loss
     keys = Keys(data.energy_key, data.forces_key, data.stress_key, data.virials_key)
     wanted = {"energy": loss.energy_weight, "forces": loss.forces_weight}
@@ -271,7 +278,7 @@ def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, lis
     return found
 
 
-def _atomic_energies(
+def find_references(
     options: TrainOptions, dataset: Dataset, train: Sequence[Frame], elements: Sequence[int]
 ) -> tuple[np.ndarray, ReferenceReport]:
     """Reference energies by the option E0s, which may be a word or energies by element."""
@@ -301,7 +308,7 @@ def _unreadable(text: str) -> InputError:
     )
 
 
-def _elements(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
+def elements_of(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
     """Elements of the training structures; those of the others must be among them."""
     from eqnet.data.elements import symbol
 
@@ -315,23 +322,6 @@ def _elements(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
                     "training structure contains; add some to the training structures"
                 )
     return tuple(elements)
-
-
-def _repetitions(frames: dict[str, list[Frame]]) -> Iterator[str]:
-    """Structures that are in two roles: their errors say nothing about new structures."""
-
-    def key(frame: Frame) -> bytes:
-        parts = (frame.numbers, np.round(frame.positions, 6) + 0.0, np.round(frame.cell, 6) + 0.0)
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
-
-    train = {key(frame) for frame in frames["train"]}
-    for role in ("valid", "test"):
-        again = [frame for frame in frames[role] if key(frame) in train]
-        if again:
-            yield (
-                f"{len(again)} {role} structures are also among the training structures (first: "
-                f"{again[0].name}); errors on them say little"
-            )
 
 
 # ------------------------------------------------------------------------------------- the rest

@@ -53,6 +53,9 @@ class DataOptions:
     E0s: str = "auto"
     """Energies of isolated atoms: auto, isolated (from IsolatedAtom frames), average,
     least_squares, or given in eV as "{1: -13.6, 8: -2041.8}"."""
+    allow: Annotated[str | None, default("none", "KIND,KIND")] = None
+    """Errors in the data that do not stop the run: overlap, forces_sign, stress_sign, zero_forces,
+    E0s; see `eqnet check`."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class TrainOptions:
 
 def free_options(options: TrainOptions) -> frozenset[str]:
     """Options that may differ when a run goes on: they leave the steps already made as they are."""
-    names = {"max_minutes", "checkpoint_interval", "wandb_project", "work_dir"}
+    names = {"max_minutes", "checkpoint_interval", "wandb_project", "work_dir", "allow"}
     names |= {
         "train_file",
         "valid_file",

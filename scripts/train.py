@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(list(sys.argv[1:] if argv is None else argv))
     check(options)
     find_files(options.data)
+    from eqnet.data.findings import allowed
+
+    allowed(options.data.allow)
     options = resolve_choices(options)
     if options.run.wandb_project is not None and find_spec("wandb") is None:
         raise InputError("--wandb_project needs the package wandb: pip install wandb")
@@ -157,6 +160,7 @@ def _computing(options: TrainOptions) -> Iterator[None]:
 
 def _train(options: TrainOptions, progress: Progress, started: float) -> int:
     from eqnet.data.demo import demo_path
+    from eqnet.data.findings import find, refuse
     from eqnet.experiment import build, prepare
     from eqnet.lock import Lock
     from eqnet.run_folder import RunFolder
@@ -167,13 +171,16 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
     folder = RunFolder(options.run.work_dir, name)
     folder.check_free()
     experiment = prepare(options, file)
+    train = experiment.datasets["train"]
+    found = find(train, experiment.frames, experiment.items, experiment.references)
+    warnings = refuse(found, options.data.allow)
     data = experiment.provenance()
     if folder.exists:
         folder.check_same(experiment.options, data)
         if _is_finished(folder, experiment, progress):
             return 0
     potential = build(experiment)
-    _show_data(progress, experiment)
+    _show_data(progress, experiment, warnings)
     with _writing(folder):
         folder.path.mkdir(parents=True, exist_ok=True)
     with _writing(folder), Lock(folder.lock, progress.tell):
@@ -213,7 +220,7 @@ def _is_finished(folder: RunFolder, experiment: Experiment, progress: Progress) 
     return True
 
 
-def _show_data(progress: Progress, experiment: Experiment) -> None:
+def _show_data(progress: Progress, experiment: Experiment, warnings: Sequence[str]) -> None:
     """What was read and what was derived from it."""
     from eqnet.scripts.train_tables import energies_table, label_table, split_line
 
@@ -224,6 +231,8 @@ def _show_data(progress: Progress, experiment: Experiment) -> None:
     progress.show(energies_table(experiment))
     for note in (*experiment.references.notes, *experiment.notes):
         progress.tell(f"note: {note}")
+    for warning in warnings:
+        progress.tell(f"WARNING: {warning}")
     progress.tell(split_line(experiment))
 
 
