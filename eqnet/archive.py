@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def read(
-    path: Path, caps: Mapping[str, int], first: tuple[str, Callable[[bytes], None]]
+    path: Path,
+    caps: Mapping[str, int],
+    first: tuple[str, Callable[[bytes], None]],
+    optional: Collection[str] = (),
 ) -> dict[str, bytes]:
     """The members by name, their digests checked.
 
@@ -44,6 +47,7 @@ def read(
         caps: expected members and the largest size of each in bytes.
         first: a member and a check of it that comes before all others, such as that of the format
             number: an archive of another version may have other members.
+        optional: members that may be absent.
 
     Raises:
         InputError: no such file; missing, foreign, doubled, compressed, oversized or damaged
@@ -61,8 +65,9 @@ def read(
                     _check_member(path, info, caps)
                     check(archive.read(info))
                     break
-            _check_members(path, infos, caps)
-            members = {name: archive.read(name) for name in caps}
+            _check_members(path, infos, caps, optional)
+            there = {info.filename for info in infos}
+            members = {name: archive.read(name) for name in caps if name in there}
     except InputError:
         raise
     except zipfile.BadZipFile as error:
@@ -87,10 +92,12 @@ def from_json(path: Path, name: str, data: bytes) -> Any:
         raise InputError(f"{path}: {name} is damaged ({error})") from None
 
 
-def _check_members(path: Path, infos: list[zipfile.ZipInfo], caps: Mapping[str, int]) -> None:
+def _check_members(
+    path: Path, infos: list[zipfile.ZipInfo], caps: Mapping[str, int], optional: Collection[str]
+) -> None:
     names = [info.filename for info in infos]
     for name in caps:
-        if name not in names:
+        if name not in names and name not in optional:
             raise InputError(f"{path}: not a complete eqnet model file, {name} is missing")
     for info in infos:
         if info.filename not in caps or names.count(info.filename) > 1:
@@ -112,6 +119,9 @@ def _check_digests(path: Path, members: Mapping[str, bytes]) -> None:
     digests = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(digests, dict):
         raise InputError(f"{path}: {MANIFEST} is damaged, it lists no digests")
+    for name in digests:
+        if name not in members:
+            raise InputError(f"{path}: not a complete eqnet model file, {name!r} is missing")
     for name, data in members.items():
         if name != MANIFEST and hashlib.sha256(data).hexdigest() != digests.get(name):
             raise InputError(

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,17 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
+from eqnet.committee import (
+    VARIANCES,
+    Member,
+    Source,
+    check_members,
+    open_member,
+    results_of,
+    warn_outside,
+)
 from eqnet.compiled_programs import keep_compiled_programs
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame, from_atoms
@@ -39,9 +48,10 @@ from eqnet.device import (
 from eqnet.errors import InputError
 from eqnet.files import digest
 from eqnet.graph import AtomGraph
-from eqnet.model_file import load_with_examples
+from eqnet.hessian import hessian
 from eqnet.potential import Potential
 from eqnet.replay import Example, Found, compare, replay
+from eqnet.uncertainty import NOVEL
 from eqnet.verlet_list import VerletList
 
 
@@ -60,8 +70,15 @@ class EqnetCalculator(Calculator):
     can be copied and pickled (a file by its path); compiled code is not part of a pickle, but kept
     in the user's cache folder, where the next process finds it (`keep_compiled_programs`).
 
+    A committee, `EqnetCalculator(["a.eqnet", "b.eqnet"])`, answers with the mean of its members;
+    `results` then has `energy_variance` (eV^2), `forces_variance` [n, 3] and `stress_variance` [6]
+    too. A model file that `eqnet train` wrote knows how sure it is, at next to no cost:
+    `energy_uncertainty` is the standard deviation of the energy in eV and `novelty` [n] how far
+    each atom is from all those of the training, 1 being the farthest validated; beyond 2 comes an
+    `eqnet.errors.OutOfDomain` warning. See `eqnet.uncertainty`.
+
     Args:
-        model: a model file, or a potential.
+        model: a model file or a potential, or several of them for a committee.
         device: None for JAX's default, or a name such as 'cpu', 'gpu', 'cuda:1'.
         dtype: 'float32' or 'float64', the precision of weights and messages.
         skin: neighbours are found up to cutoff + skin (angstrom) and used again until an atom has
@@ -81,7 +98,7 @@ class EqnetCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Potential,
+        model: Source | Sequence[Source],
         device: str | Device | None = None,
         dtype: str = "float32",
         skin: float = 0.0,
@@ -102,45 +119,60 @@ class EqnetCalculator(Calculator):
         self.cores = cores
         self._mesh = shared_cores(cores)
         self.device = find_device(device)
-        self.path: Path | None = None
-        self._digest = ""
-        if isinstance(model, Potential):
-            if method != "default":
-                raise InputError(
-                    f"method {method!r} has no effect on a potential, whose methods are chosen: "
-                    "give the model file, or choose with eqnet.load(file, method=...)"
-                )
-            self._prepare(model)
-        else:
-            self._load(Path(model))
+        sources = [model] if isinstance(model, (str, os.PathLike, Potential)) else list(model)
+        self._prepare([self._member(source) for source in sources])
 
-    def _load(self, path: Path) -> None:
-        with computing(self.device, double=self.dtype == "float64", what=f"loading {path}"):
-            potential, examples = load_with_examples(
-                path, dtype=self.dtype, method=self.method, wanted=self.verify
+    def _member(self, source: Source) -> Member:
+        if not isinstance(source, Potential):
+            return open_member(
+                Path(source),
+                dtype=self.dtype,
+                method=self.method,
+                device=self.device,
+                examples=self.verify,
             )
-        self.path, self._digest = path.resolve(), digest(path)
-        self._prepare(potential, examples)
+        if self.method != "default":
+            raise InputError(
+                f"method {self.method!r} has no effect on a potential, whose methods are chosen: "
+                "give the model file, or choose with eqnet.load(file, method=...)"
+            )
+        return Member(source)
 
-    def _prepare(self, potential: Potential, examples: Sequence[Example] = ()) -> None:
+    def _prepare(self, members: Sequence[Member]) -> None:
         """Weights on the device, compiled functions to come."""
-        self._to_replay = list(examples)
+        check_members(members)
+        self.members = tuple(members)
+        self.cutoff = max(member.potential.cutoff for member in members)
+        self.implemented_properties = [*type(self).implemented_properties]
+        if len(members) > 1:
+            self.implemented_properties += VARIANCES
+        if any(member.uncertainty is not None for member in members):
+            self.implemented_properties += ["novelty", "energy_uncertainty"]
+        self._to_replay = [(i, member.examples) for i, member in enumerate(members)]
+        self._outside = False
         self._lock = threading.RLock()
-        self.potential = potential
-        graphdef, weights = nnx.split(potential)
+        split = [nnx.split(member.potential) for member in members]
         with computing(self.device, double=self.dtype == "float64", what="the weights"):
-            cast = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
+            cast = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), [s for _, s in split])
             self._weights = self._put(cast)
         self._compiled = compiled = []
+        kinds = [
+            (graphdef, m.uncertainty is not None)
+            for (graphdef, _), m in zip(split, members, strict=True)
+        ]
 
         def predict(weights: Any, graph: AtomGraph) -> Any:
             compiled.append(graph.neighbors.shape)  # runs once per compilation
             # one program for molecules and crystals: the stress costs less than can be measured
-            answer = nnx.merge(graphdef, weights).predict(graph, stress=True)
-            return answer.node_energy, answer.forces, answer.stress
+            answers = [
+                nnx.merge(graphdef, state).predict(graph, stress=True, features=features)
+                for (graphdef, features), state in zip(kinds, weights, strict=True)
+            ]
+            return [(a.node_energy, a.forces, a.stress, a.features) for a in answers]
 
         with computing(self.device, double=self.dtype == "float64", what="a program"):
             self._predict = program(predict)
+            self._hessian = program(partial(hessian, [graphdef for graphdef, _ in split]))
         self._forget()
 
     def _put(self, values: Any) -> Any:
@@ -149,9 +181,8 @@ class EqnetCalculator(Calculator):
 
     def _forget(self) -> None:
         """Start without neighbours."""
-        self._list = VerletList(
-            self.potential.elements, self.potential.cutoff, self.skin, self.dtype
-        )
+        elements = self.members[0].potential.elements
+        self._list = VerletList(elements, self.cutoff, self.skin, self.dtype)
         self._graph: AtomGraph | None = None  # of the list, on the device
 
     @property
@@ -185,7 +216,12 @@ class EqnetCalculator(Calculator):
                     f"pbc = {[bool(axis) for axis in frame.pbc]} has no volume; "
                     "it exists when all three axes are periodic"
                 )
-            self.results = self._answer(frame, self._numbers(frame))
+            self.results = results_of(self.members, frame, self._numbers(frame))
+            if "novelty" in self.results:
+                novelty, before = self.results["novelty"], self._outside
+                self._outside = bool(novelty.max() > NOVEL)
+                if self._outside and not before:
+                    warn_outside(novelty, frame.numbers)
 
     def get_spin_polarized(self) -> bool:
         """Whether electrons have a spin here: they do not."""
@@ -196,53 +232,63 @@ class EqnetCalculator(Calculator):
         with self._lock:
             return super().calculate_properties(atoms, properties)
 
-    def _answer(self, frame: Frame, numbers: Found) -> dict[str, Any]:
-        """ASE's results. Energies are summed here, in float64."""
-        potential = self.potential
-        species = np.searchsorted(potential.elements, frame.numbers)
-        constants = np.array(potential.atomic_energies) + np.array(potential.shift)
-        energy = float(numbers.node_energy.sum()) + potential.reference_energy(species)
-        results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": numbers.node_energy + constants[species],
-            "forces": numbers.forces,
-        }
-        if numbers.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(numbers.stress)
-        return results
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Second derivatives of the energy by positions, [n, 3, n, 3] in eV/angstrom^2, float64.
+
+        Mean over the members of a committee. `ase.vibrations.VibrationsData(atoms, hessian)` takes
+        it; of a periodic structure it is that of the cell's own atoms, all images moving alike.
+        """
+        with self._lock:
+            atoms = atoms if atoms is not None else self.atoms
+            if atoms is None:
+                raise InputError("the calculator was given no structure")
+            frame = from_atoms(atoms)
+            n = len(frame)
+            with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
+                graph = self._at(frame)
+                with within(self._mesh):
+                    rows = jax.device_get(self._hessian(self._weights, graph))
+            return np.array(rows, np.float64)[:n, :, :n]
 
     # ---------------------------------------------------------------------------------- calculation
 
-    def _numbers(self, frame: Frame) -> Found:
-        """Energies of atoms, forces and, if all axes are periodic, stress."""
+    def _numbers(self, frame: Frame) -> list[Found]:
+        """Each member's energies of atoms, forces and, if all axes are periodic, stress."""
         n = len(frame)
         with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
-            graph = self._graph if self._list.covers(frame) else None
-            if graph is None:
-                self._graph = graph = self._put(self._list.build(frame))
-            positions = self._put(self._list.place(frame.positions))
-            self._replay()
-            numbers = self._run(replace(graph, positions=positions), n)
+            found = self._run(self._at(frame), n)
         if not frame.pbc.all():
-            numbers = numbers._replace(stress=None)
-        if not all(np.isfinite(values).all() for values in numbers if values is not None):
-            self._explain(frame, numbers)
-        return numbers
+            found = [numbers._replace(stress=None) for numbers in found]
+        for numbers in found:
+            if not all(np.isfinite(values).all() for values in numbers if values is not None):
+                self._explain(frame, numbers)
+        return found
 
-    def _run(self, graph: AtomGraph, n: int) -> Found:
-        """The program's answer for the n atoms of a graph."""
+    def _at(self, frame: Frame) -> AtomGraph:
+        """The graph of a structure on the device, from the list in use if that will do."""
+        graph = self._graph if self._list.covers(frame) else None
+        if graph is None:
+            self._graph = graph = self._put(self._list.build(frame))
+        positions = self._put(self._list.place(frame.positions))
+        self._replay()
+        return replace(graph, positions=positions)
+
+    def _run(self, graph: AtomGraph, n: int) -> list[Found]:
+        """The program's answers for the n atoms of a graph."""
         before = self.compilations
         with within(self._mesh):
-            answer = jax.device_get(self._predict(self._weights, graph))
+            answers = jax.device_get(self._predict(self._weights, graph))
         if self.compilations > before:
             give_memory_back()
-        node_energy, forces, tensor = answer
-        return Found(
-            np.array(node_energy[:n], np.float64),
-            np.array(forces[:n], np.float64),
-            np.array(tensor[0], np.float64),
-        )
+        return [
+            Found(
+                np.array(node_energy[:n], np.float64),
+                np.array(forces[:n], np.float64),
+                np.array(tensor[0], np.float64),
+                None if features is None else np.array(features[:n], np.float64),
+            )
+            for node_energy, forces, tensor, features in answers
+        ]
 
     def _replay(self) -> None:
         """The examples by the program of the structure at hand; by one of theirs if it has no room.
@@ -250,31 +296,35 @@ class EqnetCalculator(Calculator):
         Raises:
             InputError: they give other numbers than where the model was trained, or none.
         """
-        examples = self._to_replay
+        while self._to_replay:
+            index, examples = self._to_replay[0]
+            self._replay_member(index, examples)
+            del self._to_replay[0]
+
+    def _replay_member(self, index: int, examples: Sequence[Example]) -> None:
         if not examples:
             return
-        assert self.path is not None
-        options = {"dtype": self.dtype, "path": self.path}
+        potential, path = self.members[index].potential, self.members[index].path
+        assert path is not None
         try:
             graphs = self._list.beside([example.frame for example in examples])
             if graphs is None:
-                replay(self.potential, examples, **options)
+                replay(potential, examples, dtype=self.dtype, path=path)
             else:
                 # where the structure's own graph is: elsewhere would be another program
                 sizes = [len(example.frame) for example in examples]
                 runs = zip(map(self._put, graphs), sizes, strict=True)
-                found = [self._run(graph, size) for graph, size in runs]
-                compare(self.potential, examples, found, **options)
+                found = [self._run(graph, size)[index] for graph, size in runs]
+                compare(potential, examples, found, dtype=self.dtype, path=path)
         except InputError as error:
-            if str(error).startswith(str(self.path)):
+            if str(error).startswith(str(path)):
                 raise
-            raise InputError(f"{self.path}: its examples cannot be replayed: {error}") from None
-        self._to_replay.clear()
+            raise InputError(f"{path}: its examples cannot be replayed: {error}") from None
 
     def _explain(self, frame: Frame, numbers: Found) -> None:
         """Raise the reason for an answer that is not finite."""
         self._forget()
-        neighbor_list(frame.positions, frame.cell, frame.pbc, self.potential.cutoff)
+        neighbor_list(frame.positions, frame.cell, frame.pbc, self.cutoff)
         good = np.isfinite(numbers.node_energy) & np.isfinite(numbers.forces).all(axis=1)
         if good.all():
             raise InputError(
@@ -291,11 +341,12 @@ class EqnetCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain values; weights only when there is no file to read them from."""
-        kept = ("_directory", "_digest")
-        state = {k: v for k, v in self.__dict__.items() if not k.startswith("_") or k in kept}
+        state = {k: v for k, v in self.__dict__.items() if k[0] != "_" or k == "_directory"}
         state["device"] = f"{self.device.platform}:{self.device.id}"
-        if self.path is not None:
-            del state["potential"]
+        state["members"] = [
+            _on_the_host(member) if member.path is None else (member.path, member.digest)
+            for member in self.members
+        ]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -303,23 +354,27 @@ class EqnetCalculator(Calculator):
             setattr(self, name, value)
         self._mesh = shared_cores(self.cores)
         self.device = find_device(state["device"])
-        if self.path is None:
-            self._prepare(self.potential)
-            return
-        if not self.path.is_file() or digest(self.path) != self._digest:
-            raise InputError(f"{self.path}: the model file has gone or changed since the pickle")
-        self._load(self.path)
+        members = []
+        for kept in state["members"]:
+            if not isinstance(kept, Member):
+                path, known = kept
+                if not path.is_file() or digest(path) != known:
+                    raise InputError(f"{path}: the model file has gone or changed since the pickle")
+                kept = self._member(path)
+            members.append(kept)
+        self._prepare(members)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EqnetCalculator:
         """A calculator of its own that shares weights and compiled programs with this one."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         shared = (
-            "potential",
+            "members",
             "device",
             "_mesh",
             "_weights",
             "_predict",
+            "_hessian",
             "_compiled",
             "_graph",
             "_to_replay",
@@ -330,3 +385,9 @@ class EqnetCalculator(Calculator):
                     setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
         twin._lock = threading.RLock()
         return twin
+
+
+def _on_the_host(member: Member) -> Member:
+    """With numpy weights: JAX's would come out of a pickle as float32."""
+    graphdef, state = nnx.split(member.potential)
+    return member._replace(potential=nnx.merge(graphdef, jax.tree.map(np.asarray, state)))

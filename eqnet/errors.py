@@ -19,3 +19,7 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+class OutOfDomain(UserWarning):
+    """A structure is unlike those that a model was trained on."""

@@ -72,7 +72,7 @@ def evaluate(
         graphdef, params = nnx.split(potential)
         params = jax.tree.map(lambda x: np.asarray(x).astype(precision), params)
         params = jax.device_put(params, place)
-        for batch in _ahead(_batches(potential, frames, batch_size, precision)):
+        for batch in _ahead(batches(potential, frames, batch_size, precision)):
             stress = any(item.frame.volume > 0 for item in batch.items)
             prediction = _predict(graphdef, params, batch.graph, stress=stress)
             found = _unpack(potential, batch.items, jax.device_get(prediction))
@@ -114,7 +114,7 @@ def _unpack(
         start += item.num_atoms
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Some structures, packed."""
 
     indices: list[int]  # among the frames
@@ -122,14 +122,14 @@ class _Batch(NamedTuple):
     graph: AtomGraph
 
 
-def _batches(
+def batches(
     potential: Potential, frames: Sequence[Frame], batch_size: int, dtype: np.dtype
-) -> Iterator[_Batch]:
+) -> Iterator[Batch]:
     """All frames, the largest first, so that smaller batches find shapes that hold them."""
     shapes = _Shapes(batch_size)
 
-    def packed(indices: list[int], items: list[Item]) -> _Batch:
-        return _Batch(indices, items, pack(items, shapes.choose(items), dtype=dtype))
+    def packed(indices: list[int], items: list[Item]) -> Batch:
+        return Batch(indices, items, pack(items, shapes.choose(items), dtype=dtype))
 
     indices: list[int] = []
     items: list[Item] = []
@@ -177,7 +177,7 @@ def _holds(shape: Shape, items: Sequence[Item]) -> bool:
     return most <= shape.rows_per_atom and holds(shape, atoms, rows)
 
 
-def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, the next one made in a thread while the present one is worked on."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)

@@ -1,10 +1,11 @@
 """The model file `name.eqnet`: weights, description and a few structures with their answers.
 
-An archive (`eqnet.archive`) of four members:
+An archive (`eqnet.archive`) of these members:
 
     config.json           format number, model, its config, elements, cutoff, E0s, units, training
     weights.safetensors   one array per parameter, named by its path ("model.layers.0.kernel")
     examples.json         a few structures with their answers in float64, replayed on opening
+    uncertainty.safetensors   how sure it is of an answer, see `eqnet.uncertainty`; not in all files
     manifest.json         SHA-256 of each of the other members
 
 The format cannot express code: model classes come from the closed table `eqnet.models.MODELS`,
@@ -19,7 +20,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,10 +30,12 @@ from flax import nnx
 from eqnet import archive
 from eqnet.errors import InputError
 from eqnet.files import digest
+from eqnet.last_layer import num_features
 from eqnet.model_parts import (
     FORMAT,
     KINDS,
     built,
+    check_weights,
     finite_weights,
     model_of,
     open_file,
@@ -44,6 +47,7 @@ from eqnet.potential import Potential
 from eqnet.replay import TOLERANCE, Example, replay
 from eqnet.replay import from_json as examples_from_json
 from eqnet.replay import to_json as examples_to_json
+from eqnet.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from eqnet.data.read import Frame
@@ -66,6 +70,7 @@ def save(
     config: Any,
     training: Mapping[str, Any],
     examples: Sequence[tuple[Frame, Answer]],
+    uncertainty: Uncertainty | None = None,
 ) -> None:
     """Write a model file atomically: `path` holds the old file or the new one, never a part.
 
@@ -76,6 +81,7 @@ def save(
         config: the frozen dataclass the model was built from.
         training: plain values: errors, fingerprint of the data, settings worth keeping.
         examples: structures with answers computed in float64, replayed by `load`.
+        uncertainty: of the potential, see `eqnet.uncertainty.calibrate`.
 
     Raises:
         ValueError: a weight is not finite.
@@ -99,6 +105,8 @@ def save(
         "weights.safetensors": safetensors.numpy.save(weights),
         "examples.json": examples_to_json(answered),
     }
+    if uncertainty is not None:
+        members["uncertainty.safetensors"] = safetensors.numpy.save(uncertainty.arrays())
     archive.write(Path(path), members)
 
 
@@ -122,15 +130,21 @@ def load(
         InputError: no such file, another format version, a damaged or foreign file, weights that do
             not fit the model, or replayed answers that differ (see `TOLERANCE`).
     """
-    potential, examples = load_with_examples(path, dtype=dtype, method=method, wanted=verify)
+    opened = open_model(path, dtype=dtype, method=method, examples=verify)
     if verify:
-        replay(potential, examples, dtype=dtype, path=Path(path))
-    return potential
+        replay(opened.potential, opened.examples, dtype=dtype, path=Path(path))
+    return opened.potential
 
 
-def load_with_examples(
-    path: str | os.PathLike[str], *, dtype: str, method: str, wanted: bool
-) -> tuple[Potential, list[Example]]:
+class Opened(NamedTuple):
+    """What is in a model file."""
+
+    potential: Potential
+    examples: Sequence[Example]
+    uncertainty: Uncertainty | None
+
+
+def open_model(path: str | os.PathLike[str], *, dtype: str, method: str, examples: bool) -> Opened:
     """Open a model file without a replay; errors as of `load`. Examples are read where wanted."""
     if dtype not in TOLERANCE:
         raise InputError(f"dtype {dtype!r}: choose from {', '.join(TOLERANCE)}")
@@ -139,7 +153,11 @@ def load_with_examples(
     weights = weights_from(path, members["weights.safetensors"])
     with jax.enable_x64(dtype == "float64"):
         potential = _build(path, description, weights, dtype, method)
-    return potential, _examples(path, members) if wanted else []
+    return Opened(
+        potential,
+        _examples(path, members) if examples else (),
+        _uncertainty(path, members, potential),
+    )
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -167,6 +185,18 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _examples(path: Path, members: Mapping[str, bytes]) -> list[Example]:
     entries = archive.from_json(path, "examples.json", members["examples.json"])
     return examples_from_json(path, entries)
+
+
+def _uncertainty(
+    path: Path, members: Mapping[str, bytes], potential: Potential
+) -> Uncertainty | None:
+    name = "uncertainty.safetensors"
+    if name not in members:
+        return None
+    arrays = weights_from(path, members[name], name)
+    shapes = Uncertainty.shapes(len(potential.elements), num_features(potential))
+    check_weights(path, shapes, arrays, name)
+    return Uncertainty(**{key: array.astype(np.float64) for key, array in arrays.items()})
 
 
 def _build(

@@ -23,14 +23,18 @@ from flax import nnx
 from eqnet import archive
 from eqnet.errors import InputError
 
-FORMAT = 1
+#: Written by this version; 1 is read too: it has no uncertainty.
+FORMAT = 2
+READABLE = (1, 2)
 MEGABYTE = 2**20
 #: Members of the archive and the largest size in bytes that is read.
 MEMBERS = {
     "config.json": 16 * MEGABYTE,
     "weights.safetensors": 16384 * MEGABYTE,
     "examples.json": 256 * MEGABYTE,
+    "uncertainty.safetensors": 1024 * MEGABYTE,
 }
+OPTIONAL = ("uncertainty.safetensors",)
 #: What a file has by the part of its description that says so, and how to open it.
 KINDS = {
     "potential": "energies and forces: open it with eqnet.load or EqnetCalculator",
@@ -52,14 +56,15 @@ def open_file(path: Path, parts: Mapping[str, type]) -> tuple[dict[str, bytes], 
         found = description.get("format") if isinstance(description, dict) else None
         if type(found) is not int:
             raise InputError(f"{path}: not an eqnet model file, config.json has no format number")
-        if found != FORMAT:
+        if found not in READABLE:
             raise InputError(
                 f"{path}: format {found} of a model file, written by eqnet "
                 f"{str(description.get('eqnet', '(unknown)'))[:40]}, but this is eqnet "
-                f"{version('eqnet')} which reads format {FORMAT}; use that version or train again"
+                f"{version('eqnet')} which reads formats "
+                f"{' and '.join(map(str, READABLE))}; use that version or train again"
             )
 
-    members = archive.read(path, MEMBERS, first=("config.json", check_format))
+    members = archive.read(path, MEMBERS, ("config.json", check_format), OPTIONAL)
     description = archive.from_json(path, "config.json", members["config.json"])
     for kind, words in KINDS.items():
         if kind in description and parts.keys() & KINDS.keys() - {kind}:
@@ -146,7 +151,9 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
-def weights_from(path: Path, data: bytes) -> dict[str, np.ndarray]:
+def weights_from(
+    path: Path, data: bytes, member: str = "weights.safetensors"
+) -> dict[str, np.ndarray]:
     """The arrays of a file's member, by name.
 
     Raises:
@@ -155,7 +162,7 @@ def weights_from(path: Path, data: bytes) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: weights.safetensors is damaged ({error})") from None
+        raise InputError(f"{path}: {member} is damaged ({error})") from None
 
 
 def built(
@@ -205,7 +212,10 @@ def built(
 
 
 def check_weights(
-    path: Path, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, np.ndarray]
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, np.ndarray],
+    member: str = "weights.safetensors",
 ) -> None:
     """Refuse weights that are not those of the model.
 
@@ -214,11 +224,9 @@ def check_weights(
     """
     for name in sorted({*expected, *weights}):
         if name not in weights:
-            raise InputError(f"{path}: weights.safetensors lacks {name} {expected[name]}")
+            raise InputError(f"{path}: {member} lacks {name} {expected[name]}")
         if name not in expected:
-            raise InputError(
-                f"{path}: weights.safetensors has {name}, which the model does not know"
-            )
+            raise InputError(f"{path}: {member} has {name}, which the model does not know")
         array = weights[name]
         if array.shape != expected[name]:
             raise InputError(

@@ -25,6 +25,7 @@ from eqnet.graph import (
     sum_rows,
     sum_structures,
 )
+from eqnet.last_layer import energies_and_features
 from eqnet.layers import polynomial_cutoff
 from eqnet.so3 import HIGHEST
 
@@ -41,6 +42,7 @@ class Prediction(NamedTuple):
     node_energy: jax.Array  # [N] eV
     forces: jax.Array  # [N, 3] eV/angstrom
     stress: jax.Array | None  # [G, 3, 3] eV/angstrom^3, ASE sign; zero where the volume is zero
+    features: jax.Array | None = None  # [N, D] eV, see `eqnet.last_layer`
 
 
 def zbl_repulsion(graph: AtomGraph, elements: Sequence[int], cutoff: float) -> jax.Array:
@@ -117,8 +119,10 @@ class Potential(nnx.Module):
             energy = energy + zbl_repulsion(graph, self.elements, self.cutoff)
         return jnp.where(jnp.asarray(graph.atom_mask), energy, 0.0)
 
-    def predict(self, graph: AtomGraph, *, stress: bool = False) -> Prediction:
-        """Energies, forces and, on demand, stress by one gradient.
+    def predict(
+        self, graph: AtomGraph, *, stress: bool = False, features: bool = False
+    ) -> Prediction:
+        """Energies, forces and, on demand, stress by one gradient, and features of atoms.
 
         The strain is symmetric and acts on positions and cell; stress = dE/dstrain / volume.
         """
@@ -132,21 +136,24 @@ class Potential(nnx.Module):
                 shift = jnp.einsum("ni,nij->nj", positions, local, precision=HIGHEST)
                 bent = cell + jnp.einsum("gai,gij->gaj", cell, strain, precision=HIGHEST)
                 moved = replace(graph, positions=positions + shift, cell=bent)
-            node_energy = self(moved)
-            return node_energy.sum(), node_energy
+            if features:
+                node_energy, slopes = energies_and_features(self, moved)
+            else:
+                node_energy, slopes = self(moved), None
+            return node_energy.sum(), (node_energy, slopes)
 
         # TF32 would cost three digits on GPUs; nothing here may use it by accident.
         with jax.default_matmul_precision("highest"):
             if not stress:
-                gradient, node_energy = jax.grad(total, has_aux=True)(positions, None)
+                gradient, (node_energy, slopes) = jax.grad(total, has_aux=True)(positions, None)
                 virial = None
             else:
                 zero = jnp.zeros_like(cell)
-                (gradient, virial), node_energy = jax.grad(total, (0, 1), has_aux=True)(
+                (gradient, virial), (node_energy, slopes) = jax.grad(total, (0, 1), has_aux=True)(
                     positions, zero
                 )
         energy = sum_structures(node_energy, graph)
         if virial is not None:
             volume = jnp.abs(jnp.linalg.det(cell))[:, None, None]
             virial = jnp.where(volume > 0, virial / jnp.where(volume > 0, volume, 1.0), 0.0)
-        return Prediction(energy, node_energy, -gradient, virial)
+        return Prediction(energy, node_energy, -gradient, virial, slopes)

@@ -106,6 +106,7 @@ class Found(NamedTuple):
     node_energy: np.ndarray  # [n] eV, without reference energies
     forces: np.ndarray  # [n, 3] eV/angstrom
     stress: np.ndarray | None  # [3, 3] eV/angstrom^3; None where it does not exist
+    features: np.ndarray | None = None  # [n, D] eV, where the uncertainty needs them
 
 
 def replay(

@@ -18,6 +18,7 @@ from eqnet.potential import Potential
 from eqnet.report import label_table, write_report
 from eqnet.run_folder import RunFolder
 from eqnet.training import Outcome, Problem
+from eqnet.uncertainty import calibrate
 
 NUM_EXAMPLES = 3  # structures with answers in a model file
 
@@ -101,6 +102,7 @@ def _save(
             "data": experiment.provenance()["files"],
         },
         examples=list(zip(structures, answers, strict=True)),
+        uncertainty=calibrate(potential, experiment.frames["train"], experiment.frames["valid"]),
     )
     return equivariance
 

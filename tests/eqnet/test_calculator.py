@@ -17,6 +17,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from ase.collections import g2
 from ase.optimize import BFGS
+from ase.vibrations import VibrationsData
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
@@ -360,8 +361,8 @@ def test_stress_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     predict = calculator._predict
 
     def overflow(*args, **kwargs):
-        node_energy, forces, stress = predict(*args, **kwargs)
-        return node_energy, forces, stress.at[0, 1, 2].set(jnp.inf)
+        [(node_energy, forces, stress, features)] = predict(*args, **kwargs)
+        return [(node_energy, forces, stress.at[0, 1, 2].set(jnp.inf), features)]
 
     monkeypatch.setattr(calculator, "_predict", overflow)
     with pytest.raises(InputError, match="stress is not finite"):
@@ -461,3 +462,67 @@ def test_optimiser(calc: EqnetCalculator) -> None:
     atoms.calc = calc
     assert BFGS(atoms, logfile=None).run(fmax=1e-6, steps=100)  # pyright: ignore
     assert np.abs(atoms.get_forces()).max() < 1e-6
+
+
+def test_committee(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means and variances of the members' own answers, whatever their cutoffs."""
+    monkeypatch.setitem(eqnet.models.MODELS, "morse", MODELS["morse"])
+    potentials = [
+        morse_potential(r_max=r_max, steepness=steepness)
+        for r_max, steepness in [(4.0, 1.3), (3.5, 1.2), (4.2, 1.5)]
+    ]
+    sources: list = list(potentials)
+    sources[1] = tmp_path / "b.eqnet"
+    config = model_of(potentials[1]).config
+    save(sources[1], potentials[1], model_name="morse", config=config, training={}, examples=[])
+    committee = EqnetCalculator(sources, dtype="float64")
+    for atoms in (ethanol(), crystal()):
+        alone = []
+        for potential in potentials:
+            single = EqnetCalculator(potential, dtype="float64")
+            single.calculate(atoms, ["energy"])
+            alone.append(single.results)
+        committee.calculate(atoms, ["energy"])
+        again = pickle.loads(pickle.dumps(committee))
+        again.calculate(atoms, ["energy"])
+        for name in ("energy", "forces", "energies", "stress"):
+            if name == "stress" and not atoms.pbc.all():
+                continue
+            values = np.array([results[name] for results in alone])
+            for calculator in (committee, again):
+                mean = calculator.results[name]
+                np.testing.assert_allclose(mean, values.sum(0) / 3, rtol=1e-12, atol=1e-12)
+            if name != "energies":
+                expected = ((values - values.sum(0) / 3) ** 2).sum(0) / 2
+                np.testing.assert_allclose(
+                    committee.results[f"{name}_variance"], expected, rtol=1e-6, atol=1e-15
+                )
+        assert committee.get_property("energy_variance", atoms) > 0
+    assert committee.compilations <= 2
+
+
+def test_committee_of_other_elements() -> None:
+    with pytest.raises(InputError, match=r"same elements, .* knows H, C, O and .* H, O"):
+        EqnetCalculator([POTENTIAL, morse_potential((1, 8))])
+    with pytest.raises(InputError, match="at least one model"):
+        EqnetCalculator([])
+
+
+@pytest.mark.parametrize("make", [ethanol, crystal, slab])
+def test_hessian(calc: EqnetCalculator, make) -> None:
+    """Against sixth-order differences of the forces, of small steps: pairs cross the cutoff."""
+    atoms = make()
+    hessian = calc.get_hessian(atoms)
+    n = len(atoms)
+    assert hessian.shape == (n, 3, n, 3) and hessian.dtype == np.float64
+    np.testing.assert_array_equal(hessian, hessian.transpose(2, 3, 0, 1))
+    for atom, axis in [(0, 0), (1, 2)]:
+        slope = np.zeros((n, 3))
+        for k, weight in {1: 45 / 60, 2: -9 / 60, 3: 1 / 60}.items():
+            for sign in (1, -1):
+                moved = atoms.copy()
+                moved.positions[atom, axis] += sign * k * 1e-3
+                calc.calculate(moved, ["forces"])
+                slope -= sign * weight * calc.results["forces"] / 1e-3
+        np.testing.assert_allclose(hessian[atom, axis], slope, rtol=1e-6, atol=1e-7)
+    assert len(VibrationsData(atoms, hessian).get_energies()) == 3 * n

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from ase import Atoms
 from flax import nnx
 from jax.core import Tracer
@@ -20,9 +21,11 @@ from eqnet import EqnetCalculator, archive, load
 from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 from eqnet.evaluation import evaluate
-from eqnet.model_file import read_info, save
+from eqnet.model_file import open_model, read_info, save
 from eqnet.model_parts import weights_of
+from eqnet.models import MACE
 from eqnet.potential import Potential
+from eqnet.uncertainty import Uncertainty
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +136,7 @@ def test_failed_save_keeps_the_old_file(model: Path, tmp_path: Path) -> None:
 
 def test_info(model: Path) -> None:
     info = read_info(model)
-    assert info["model"] == "morse" and info["format"] == 1
+    assert info["model"] == "morse" and info["format"] == 2
     assert info["config"]["r_max"] == 4.0
     assert info["training"] == {"forces_mae": 3.5, "counts": [0, 1], "best": None}
     assert info["weights"]["model.depth"] == [3]
@@ -215,9 +218,11 @@ def test_doubled_and_compressed_members(model: Path, tmp_path: Path) -> None:
 
 
 def test_other_version(model: Path, tmp_path: Path) -> None:
-    config = config_of(model) | {"format": 2, "eqnet": "9.9"}
+    config = config_of(model) | {"format": 9, "eqnet": "9.9"}
     path = rewrite(model, tmp_path / "new.eqnet", config_json=config, new_member=b"x")
-    with pytest.raises(InputError, match=r"new.eqnet: format 2 .* eqnet 9.9, .*reads format 1"):
+    with pytest.raises(
+        InputError, match=r"new.eqnet: format 9 .* eqnet 9.9, .*reads formats 1 and 2"
+    ):
         load(path)
 
 
@@ -382,3 +387,47 @@ def test_models_of_the_library(tmp_path: Path, name: str) -> None:
     assert set(weights) == set(expected) and loaded.pair_repulsion
     for key, array in expected.items():
         np.testing.assert_array_equal(weights[key], array.astype(np.float64))
+
+
+def test_format_1_is_read() -> None:
+    """A file written by version 0.1's first format: its examples replay in float64, to 1e-9."""
+    path = Path(__file__).parents[1] / "references" / "model_format_1.eqnet"
+    assert read_info(path)["format"] == 1
+    calc = EqnetCalculator(path, dtype="float64")
+    water = Atoms("OH2", [[0.0, 0.0, 0.0], [0.9, 0.1, 0.0], [-0.3, 0.9, 0.2]], calculator=calc)
+    assert water.get_potential_energy() == pytest.approx(-2071.0592308911237, abs=1e-9)
+    assert "novelty" not in calc.results
+
+
+def test_uncertainty_travels(model: Path, tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "references" / "model_format_1.eqnet"
+    potential, size = load(path, dtype="float64"), 4 + 16
+    rng = np.random.default_rng(0)
+    kept = Uncertainty(rng.normal(size=(size, size)), rng.normal(size=(3, size, size)))
+    assert isinstance(potential.model, MACE)
+    config = potential.model.config
+    target = tmp_path / "sure.eqnet"
+    save(
+        target,
+        potential,
+        model_name="mace",
+        config=config,
+        training={},
+        examples=[],
+        uncertainty=kept,
+    )
+    found = open_model(target, dtype="float32", method="default", examples=False).uncertainty
+    assert found is not None
+    np.testing.assert_array_equal(found.energy_metric, kept.energy_metric)
+    np.testing.assert_array_equal(found.atom_metric, kept.atom_metric)
+    wrong = safetensors.numpy.save({**kept.arrays(), "atom_metric": np.zeros((2, size, size))})
+    with pytest.raises(InputError, match=r"wrong.eqnet: .*atom_metric has shape \(2, 20, 20\)"):
+        load(rewrite(target, tmp_path / "wrong.eqnet", uncertainty_safetensors=wrong))
+    with zipfile.ZipFile(target) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(tmp_path / "robbed.eqnet", "w") as file:
+        for name, data in members.items():
+            if name != "uncertainty.safetensors":
+                file.writestr(name, data)
+    with pytest.raises(InputError, match="'uncertainty.safetensors' is missing"):
+        load(tmp_path / "robbed.eqnet")
