@@ -35,8 +35,8 @@ class Finding:
     """One thing that was found.
 
     Attributes:
-        kind: what `--allow` calls it, or "units", "volume".
-        level: "error" (refused by a training) or "warning".
+        kind: what `--allow` calls it, or another word.
+        level: "error" (refused by a training), "warning", or "note" of `eqnet check`.
         text: a sentence that names file, frame and key, and what to do.
     """
 

@@ -7,6 +7,7 @@ was chosen is told in a `LabelReport`, because labels that are silently not read
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ WELL_KNOWN = {
     "stress": "stress dft_stress DFT_stress stress_dft stress_DFT ref_stress Stress".split(),
     "virials": "virials virial dft_virials dft_virial DFT_virials DFT_virial ref_virials".split(),
 }
+LOOKS = re.compile("energ|forc|stress|viri|grad", re.IGNORECASE)
 WEIGHTS = {label: f"config_{label}_weight" for label in UNITS}
 
 
@@ -81,6 +83,7 @@ class LabelReport:
     num_frames: int
     rows: list[LabelRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)  # keys that look like labels, and are not read
 
 
 Values = dict[tuple[str, str], Any]  # (place, key) -> value of one structure
@@ -145,6 +148,20 @@ def values_of(atoms: Atoms) -> Values:
             found |= {(STRUCTURE, str(k)): v for k, v in group.items()}
     arrays = atoms.arrays.items()
     return found | {(ATOMS, k): v for k, v in arrays if k not in ("numbers", "positions")}
+
+
+def unused_labels(images: Sequence[Atoms], sources: dict[str, Source | None]) -> list[str]:
+    """Keys whose names and numbers look like labels, but which no label was read from."""
+    used = {(source.place, source.key) for source in sources.values() if source is not None}
+    used |= {(STRUCTURE, name) for name in WEIGHTS.values()}
+    found: Values = {}
+    for atoms in images:
+        found |= values_of(atoms)
+    return sorted(
+        f"{key} ({place})"
+        for (place, key), value in found.items()
+        if (place, key) not in used and LOOKS.search(key) and np.asarray(value).dtype.kind in "iuf"
+    )
 
 
 def _choose(label: str, keys: Keys, values: list[Values], file: str) -> Source | None:

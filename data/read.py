@@ -16,7 +16,14 @@ import numpy as np
 
 from eqnet.data import check
 from eqnet.data.frame import Frame, from_atoms, to_atoms
-from eqnet.data.labels import Keys, LabelReport, LabelRow, label_frames, make_report
+from eqnet.data.labels import (
+    Keys,
+    LabelReport,
+    LabelRow,
+    label_frames,
+    make_report,
+    unused_labels,
+)
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,6 +96,7 @@ def read(
             "not among the structures"
         )
     report = make_report(file, rest, sources, notes)
+    report.unused.extend(unused_labels(images, sources))
     absent = sorted(set(require) - {row.label for row in report.rows})
     if absent:
         raise InputError(f"{file}: only isolated atoms have {absent[0]}; structures need it too")

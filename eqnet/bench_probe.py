@@ -62,9 +62,15 @@ def measure(options: TrainOptions) -> dict[str, Any]:
     Raises:
         InputError: whatever is wrong with data or options; the model refuses them.
     """
-    experiment = prepare(options, Path(options.data.train_file or ""))
-    train, valid = _epochs(experiment)
-    found = {"train": _smallest(*train), "valid": _smallest(*valid)}
+    return measure_experiment(prepare(options, Path(options.data.train_file or "")))
+
+
+def measure_experiment(
+    experiment: Experiment, *, epochs: int = EPOCHS, most_steps: int = MOST_STEPS
+) -> dict[str, Any]:
+    """`measure` for data that are prepared; of an epoch at most so many steps are made."""
+    train, valid = _epochs(experiment, most_steps)
+    found = {"train": _smallest(*train, epochs), "valid": _smallest(*valid, epochs)}
     times = {
         f"{role}_{name}": seconds
         for role, clock in found.items()
@@ -76,7 +82,7 @@ def measure(options: TrainOptions) -> dict[str, Any]:
 Epoch = tuple[Callable[[int], float], Program]
 
 
-def _epochs(experiment: Experiment) -> tuple[Epoch, Epoch]:
+def _epochs(experiment: Experiment, most_steps: int) -> tuple[Epoch, Epoch]:
     """Functions that go through an epoch and say what part of it that was; their programs."""
     options = experiment.options
     problem, loaders = problem_of(experiment, build(experiment))
@@ -88,23 +94,23 @@ def _epochs(experiment: Experiment) -> tuple[Epoch, Epoch]:
 
     def train(epoch: int) -> float:
         nonlocal state
-        for graph, targets in islice(loaders["train"].batches(epoch), MOST_STEPS):
+        for graph, targets in islice(loaders["train"].batches(epoch), most_steps):
             state = step(state, graph, targets)
         jax.block_until_ready(state)
-        return min(1.0, MOST_STEPS / loaders["train"].num_batches)
+        return min(1.0, most_steps / loaders["train"].num_batches)
 
     def validate(epoch: int) -> float:
-        batches = islice(loaders["valid"].batches(0), MOST_STEPS)
+        batches = islice(loaders["valid"].batches(0), most_steps)
         jax.block_until_ready([validation(weights, *batch) for batch in batches])
-        return min(1.0, MOST_STEPS / loaders["valid"].num_batches)
+        return min(1.0, most_steps / loaders["valid"].num_batches)
 
     return (train, step), (validate, validation)
 
 
-def _smallest(go_through: Callable[[int], float], program: Program) -> Clock:
+def _smallest(go_through: Callable[[int], float], program: Program, epochs: int) -> Clock:
     """Seconds of a whole epoch without compilation."""
     clocks = []
-    for epoch in range(EPOCHS + 1):
+    for epoch in range(epochs + 1):
         start, wall, cpu = Clock.now(), program.seconds, program.cpu_seconds
         part = go_through(epoch)
         spent = start.until_now()

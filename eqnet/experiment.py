@@ -183,8 +183,7 @@ def prepare(
     elements = elements_of(frames)
     energies, references = find_references(options, datasets["train"], frames["train"], elements)
     shift, residual = fit_shift(frames["train"], elements, energies)
-    config_class = config_class_of(options.model.model)
-    r_max = chosen.get("r_max", default_of(config_class, "r_max"))
+    config_class, r_max = config_class_of(options.model.model), cutoff_of(options)
     items = {role: make_items(frames[role], elements, r_max) for role in frames}
     neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
     if neighbors == 0:
@@ -211,6 +210,12 @@ def prepare(
 
 
 # ------------------------------------------------------------------------------------- data
+
+
+def cutoff_of(options: TrainOptions) -> float:
+    """The cutoff r_max of the model in angstrom, its own if none is given."""
+    default = default_of(config_class_of(options.model.model), "r_max")
+    return model_options(options).get("r_max", default)
 
 
 def read_files(options: TrainOptions, file: Path) -> dict[str, Dataset]:

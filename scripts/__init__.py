@@ -17,6 +17,7 @@ from eqnet.errors import InputError
 
 COMMANDS = {
     "train": "fit a potential to a file of labelled structures",
+    "check": "look at structures and labels before a training",
     "evaluate": "errors of a potential on a file of labelled structures",
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",
