@@ -112,9 +112,9 @@ def outlier_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
                 f"{r['file']}, frame {r['frame']} ({r['value']:.4g} {words[kind]}, z {r['z']:.0f})"
                 for r in rows[:MOST_OUTLIERS]
             )
-            yield Finding(
-                kind, "note", f"{len(rows)} outliers in {kind.replace('_', ' ')}: {worst}"
-            )
+            name = kind.replace("_", " ")
+            text = f"frames far from the others in {name}: {len(rows)}, the worst {worst}"
+            yield Finding(kind, "note", text)
 
 
 def net_forces(frames: Frames) -> Iterator[Finding]:

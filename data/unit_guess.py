@@ -188,7 +188,8 @@ def all_electron_energy(numbers: np.ndarray) -> np.ndarray:
 def _all_electron(frames: Sequence[Frame]) -> Evidence | None:
     """Total energies of all-electron calculations are, within percent, those of the atoms.
 
-    In Rydberg they are not looked for: energies of valence electrons in eV are as large.
+    Other energies are no evidence, and Rydberg is not looked for: energies of valence electrons
+    in eV are as large.
     """
     ratios = [
         f.energy / float(all_electron_energy(f.numbers).sum())
@@ -196,9 +197,12 @@ def _all_electron(frames: Sequence[Frame]) -> Evidence | None:
         if f.energy is not None
     ]
     ratio = float(np.median(ratios)) if ratios else 0.0
-    if ratio <= 0 or abs(math.log(ratio * ENERGIES["Rydberg"])) < 0.3:
+    if ratio <= 0:
         return None
-    return Evidence("energy / all-electron energy", ratio, ALL_ELECTRON_WIDTH, {"energy": 1})
+    evidence = Evidence("energy / all-electron energy", ratio, ALL_ELECTRON_WIDTH, {"energy": 1})
+    others = [{**ours(), "energy": unit} for unit in ENERGIES if unit != "Rydberg"]
+    fits = min(evidence.doubt(units) for units in others) < MOST_DOUBT
+    return evidence if fits else None
 
 
 def _binding(frames: Sequence[Frame], isolated: Mapping[int, float]) -> Evidence | None:
