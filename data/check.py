@@ -119,7 +119,7 @@ def _columns(comment: str, number: int, where: str) -> tuple[list[str], bool]:
     fields = values.get("Properties", "").strip("\"'").split(":") if extended else []
     fields = fields if fields != [""] else []
     well_formed = len(fields) % 3 == 0 and all(
-        kind in ("R", "I", "S", "L") and width.isdigit() and int(width) > 0
+        kind in ("R", "I", "S", "L") and width.isdecimal() and 0 < int(width[:9]) < 10_000
         for kind, width in zip(fields[1::3], fields[2::3], strict=False)
     )
     if not well_formed:

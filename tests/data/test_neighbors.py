@@ -59,6 +59,17 @@ def random_case(seed: int):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31))
 def test_equals_a_loop_over_images(seed):
+    check_random_case(seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(st.integers(0, 2**63))
+def test_equals_a_loop_over_images_ten_thousand_times(seed):
+    check_random_case(seed)
+
+
+def check_random_case(seed):
     positions, cell, pbc, cutoff = random_case(seed)
     try:
         edges = neighbor_list(positions, cell, pbc, cutoff)

@@ -83,6 +83,7 @@ BAD = {
     "doubled key": (with_comment("REF_energy=-99"), ["line 2", "REF_energy", "twice"]),
     "open quotation": (with_comment('note="a b'), ["line 2", "quotation mark"]),
     "bad properties": (GOOD.replace("pos:R:3", "pos:R"), ["line 2", "Properties"]),
+    "endless properties": (GOOD.replace("pos:R:3", "pos:R:99999999999"), ["line 2", "Properties"]),
     "odd pbc": (GOOD.replace('"F F F"', '"Y N M"'), ["pbc", "T and F"]),
     "eight cell numbers": (with_cell("1 0 0 0 1 0 0 0"), ["frame 0 of 1", "Lattice"]),
     "nan in the cell": (with_cell("9 0 0 0 nan 0 0 0 9"), ["cell vector 1"]),

@@ -102,6 +102,40 @@ def test_any_damage_to_any_file_is_found(tmp_path: Path, damage) -> None:
         damaged.rename(tmp_path / "000000002")
 
 
+@pytest.mark.slow
+def test_hundreds_of_damages(tmp_path: Path) -> None:
+    """300 flipped bits, 60 truncations and 30 deletions at random, each in a fresh state."""
+    told: list[str] = []
+    checkpoints = Checkpoints(tmp_path, keep=100, tell=told.append)
+    for step in (1, 2):
+        checkpoints.save(step, tree(step), {"n": step})
+    newest, rng = tmp_path / "000000002", np.random.default_rng(0)
+    names = [p.relative_to(newest) for p in files(newest) if p.stat().st_size]
+    sizes = np.array([(newest / name).stat().st_size for name in names])
+    for kind in ["flip"] * 300 + ["truncate"] * 60 + ["delete"] * 30:
+        # a flip hits any bit of the checkpoint alike, other damage any file
+        weights = sizes / sizes.sum() if kind == "flip" else None
+        name = names[rng.choice(len(names), p=weights)]
+        data = (newest / name).read_bytes()
+        if kind == "flip":
+            bit = int(rng.integers(8 * len(data)))
+            damaged = bytearray(data)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (newest / name).write_bytes(damaged)
+        elif kind == "truncate":
+            (newest / name).write_bytes(data[: rng.integers(len(data))])
+        else:
+            (newest / name).unlink()
+        told.clear()
+        found = checkpoints.restore(tree(0))
+        assert found is not None and found[0] == 1, (kind, name)
+        assert_same(found[1], tree(1))
+        assert len(told) == 1 and "step 2 is damaged" in told[0]
+        aside = tmp_path / "000000002.damaged"
+        (aside / name).write_bytes(data)
+        aside.rename(newest)
+
+
 def test_all_damaged_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree(1), {})
