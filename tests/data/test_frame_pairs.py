@@ -86,7 +86,7 @@ def test_pressure_is_the_slope_of_energy_and_volume() -> None:
 
 
 def test_effective_medium_theory_agrees_with_itself() -> None:
-    found = works(copper(40, 0.015, 0.03))
+    found = works(copper())
     forces, stress = forces_slope(found), stress_slope(found)
     assert forces is not None and stress is not None
     assert forces.value == pytest.approx(1, rel=0.1) and forces.correlation > 0.98
@@ -96,7 +96,7 @@ def test_effective_medium_theory_agrees_with_itself() -> None:
 def test_signs_and_virials_show() -> None:
     frames = [
         replace(f, forces=-f.forces, stress=-f.volume * f.stress)
-        for f in copper(40, 0.015, 0.03)
+        for f in copper()
         if f.forces is not None and f.stress is not None
     ]
     forces = forces_slope(works(frames))

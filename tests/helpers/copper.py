@@ -12,7 +12,7 @@ from eqnet.data.frame import Frame, from_atoms
 
 
 @cache
-def copper(number: int = 24, strain: float = 0.02, rattle: float = 0.06) -> tuple[Frame, ...]:
+def copper(number: int = 32, strain: float = 0.015, rattle: float = 0.03) -> tuple[Frame, ...]:
     """Cells of 32 atoms around equilibrium with energy, forces and stress."""
     from ase.build import bulk
     from ase.calculators.emt import EMT

@@ -108,7 +108,7 @@ def test_measure_runs_the_training(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_units_end_with_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = file_of(tmp_path, converted(copper(40, 0.015, 0.03), stress=units.GPa))
+    file = file_of(tmp_path, converted(copper(), stress=units.GPa))
     code, found = checked(tmp_path, capsys, file)
     (warning,) = [f for f in found["findings"] if f["level"] != "note"]
     assert code == 1 and warning["kind"] == "units" and "stress in GPa" in warning["text"]
