@@ -39,6 +39,9 @@ def read(
     caps: Mapping[str, int],
     first: tuple[str, Callable[[bytes], None]],
     optional: Collection[str] = (),
+    *,
+    kind: str = "model file",
+    cure: str = "copy or train it again",
 ) -> dict[str, bytes]:
     """The members by name, their digests checked.
 
@@ -48,13 +51,15 @@ def read(
         first: a member and a check of it that comes before all others, such as that of the format
             number: an archive of another version may have other members.
         optional: members that may be absent.
+        kind: what errors call the archive.
+        cure: what they say is to be done about a damaged one.
 
     Raises:
         InputError: no such file; missing, foreign, doubled, compressed, oversized or damaged
             members.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such model file")
+        raise InputError(f"{path}: no such {kind}")
     caps = {**caps, MANIFEST: MANIFEST_CAP}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,18 +70,18 @@ def read(
                     _check_member(path, info, caps)
                     check(archive.read(info))
                     break
-            _check_members(path, infos, caps, optional)
+            _check_members(path, infos, caps, optional, kind)
             there = {info.filename for info in infos}
             members = {name: archive.read(name) for name in caps if name in there}
     except InputError:
         raise
     except zipfile.BadZipFile as error:
         raise InputError(
-            f"{path}: not an eqnet model file, or a damaged one ({error}); copy or train it again"
+            f"{path}: not an eqnet {kind}, or a damaged one ({error}); {cure}"
         ) from None
     except (OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy or train it again") from None
-    _check_digests(path, members)
+        raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
+    _check_digests(path, members, kind, cure)
     return {name: data for name, data in members.items() if name != MANIFEST}
 
 
@@ -93,12 +98,16 @@ def from_json(path: Path, name: str, data: bytes) -> Any:
 
 
 def _check_members(
-    path: Path, infos: list[zipfile.ZipInfo], caps: Mapping[str, int], optional: Collection[str]
+    path: Path,
+    infos: list[zipfile.ZipInfo],
+    caps: Mapping[str, int],
+    optional: Collection[str],
+    kind: str,
 ) -> None:
     names = [info.filename for info in infos]
     for name in caps:
         if name not in names and name not in optional:
-            raise InputError(f"{path}: not a complete eqnet model file, {name} is missing")
+            raise InputError(f"{path}: not a complete eqnet {kind}, {name} is missing")
     for info in infos:
         if info.filename not in caps or names.count(info.filename) > 1:
             raise InputError(f"{path}: refused, it has an unexpected member {info.filename!r}")
@@ -114,17 +123,16 @@ def _check_member(path: Path, info: zipfile.ZipInfo, caps: Mapping[str, int]) ->
         )
 
 
-def _check_digests(path: Path, members: Mapping[str, bytes]) -> None:
+def _check_digests(path: Path, members: Mapping[str, bytes], kind: str, cure: str) -> None:
     manifest = from_json(path, MANIFEST, members[MANIFEST])
     digests = manifest.get("sha256") if isinstance(manifest, dict) else None
     if not isinstance(digests, dict):
         raise InputError(f"{path}: {MANIFEST} is damaged, it lists no digests")
     for name in digests:
         if name not in members:
-            raise InputError(f"{path}: not a complete eqnet model file, {name!r} is missing")
+            raise InputError(f"{path}: not a complete eqnet {kind}, {name!r} is missing")
     for name, data in members.items():
         if name != MANIFEST and hashlib.sha256(data).hexdigest() != digests.get(name):
             raise InputError(
-                f"{path}: {name} does not match its SHA-256 digest, the file is damaged; "
-                "copy or train it again"
+                f"{path}: {name} does not match its SHA-256 digest, the file is damaged; {cure}"
             )

@@ -24,7 +24,8 @@ from eqnet.experiment import prepare
 from eqnet.options import RunOptions
 from eqnet.potential import Potential
 from eqnet.run_folder import RunFolder, write
-from eqnet.simulate import LOUD, MAX_BLOCK, Simulation, Unstable, drift
+from eqnet.simulate import MAX_BLOCK, Simulation, Unstable
+from eqnet.trajectory import LOUD, drift
 from eqnet.velocities import draw_velocities
 
 TEMPERATURE = 300.0  # K, of the velocities at the start

@@ -1,17 +1,18 @@
 """Molecular dynamics on the device: many steps in one compiled loop.
 
-Two integrators that are one: velocity Verlet, and BAOAB Langevin dynamics (Leimkuhler and
-Matthews, Appl. Math. Res. Express 2013, 34), which is velocity Verlet with an exact
-Ornstein-Uhlenbeck step in the middle of the drift. Positions, velocities and energies are float64
-whatever the model computes in, so time steps never round away.
+Positions, velocities and energies are float64 whatever the model computes in, so time steps never
+round away. The loop holds the state just before a force evaluation: positions at time t, velocities
+half a step behind. One turn computes forces at t, completes the step (`Integrator.finish`), records
+it, and goes on to the positions at t + dt (`Integrator.begin`).
 
-The loop holds the state just before a force evaluation: positions at time t, velocities at
-t - dt/2. One turn computes forces at t, completes the velocities, records, and drifts to t + dt.
-It stops *before* a force evaluation when an atom has moved more than half the skin since the
-neighbours were found; the caller finds them again and continues, so no step ever uses a list that
-may lack a pair.
+It stops *before* a force evaluation for which the neighbours may be out of date; the caller finds
+them again and continues, so no step ever uses a list that may lack a pair. When is that? All pairs
+closer than span = cutoff + skin were found at positions x0 in a cell h0. Now the cell is h = h0 F,
+and atoms are at x = x0 F + d. The vector of a pair, which is r0 = x0_j + s h0 - x0_i for some image
+s, has become r = r0 F + d_j - d_i. With f the smallest singular value of F, a pair that is not in
+the list has |r| >= f span - 2 max |d|, which is at least the cutoff as long as
 
-Units are ASE's: eV, angstrom, atomic mass units, time in angstrom sqrt(amu / eV).
+    max |d| <= (f span - cutoff) / 2 = skin / 2 - (1 - f) span / 2.
 """
 
 from __future__ import annotations
@@ -24,27 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eqnet.barostat import pressure, volume
 from eqnet.graph import AtomGraph
+from eqnet.motion import Array, Bodies, Integrator, Push, State, kinetic, total
 
-Array = Any  # numpy on the host, jax on the device
-#: (weights, graph) -> forces [N, 3] and energies [N] of atoms, in the precision of the model.
-ForceField = Callable[[Any, AtomGraph], tuple[jax.Array, jax.Array]]
-
-
-class Thermostat(NamedTuple):
-    """Langevin parameters; float64 scalars. Friction 0 is plain velocity Verlet."""
-
-    friction: Array  # 1 / time
-    energy: Array  # k T in eV
-    key: jax.Array  # random key; the noise of step n depends on (key, n) only
-
-
-class Dynamics(NamedTuple):
-    """What stays the same during a simulation."""
-
-    masses: Array  # [N] amu; infinite for atoms that are fixed or padding
-    time_step: Array
-    thermostat: Thermostat | None  # None for constant energy
+#: (weights, graph) -> forces [N, 3], energies [N] of atoms and, where the cell changes, stress
+#: [S, 3, 3] in eV/angstrom^3, else None; in the precision of the model.
+ForceField = Callable[[Any, AtomGraph], tuple[jax.Array, jax.Array, jax.Array | None]]
 
 
 class Window(NamedTuple):
@@ -60,24 +47,23 @@ class Phase(NamedTuple):
 
     positions: Array  # [N, 3] angstrom, never wrapped
     velocities: Array  # [N, 3]
-    forces: Array  # [N, 3] eV/angstrom
-    node_energy: Array  # [N] eV, without reference energies
+    cell: Array  # [S, 3, 3]
+    push: Push
 
 
 class Records(NamedTuple):
     """Filled on the device while a block runs. B steps, F frames."""
 
-    energies: Array  # [B, 3] potential (without reference energies), kinetic, heat; eV
-    frames: Phase  # [F, N, ...]
+    values: Array  # [B, S, 3 or 5] potential (without reference energies), kinetic, heat in eV;
+    # where the cell changes, volume in angstrom^3 and pressure in eV/angstrom^3
+    frames: Phase  # [F, ...]
 
 
 class Motion(NamedTuple):
     """State of the loop, float64."""
 
     step: Array  # number of the step whose forces come next
-    positions: Array  # [N, 3] at that step
-    velocities: Array  # [N, 3] half a step before (at step 0: of step 0)
-    heat: Array  # eV that the thermostat has put in
+    state: State  # positions at that step, velocities half a step before (at step 0: of step 0)
     last: Phase  # the last complete step
     sound: Array  # False once energy or forces were not finite
     records: Records
@@ -86,33 +72,32 @@ class Motion(NamedTuple):
 class Neighborhood(NamedTuple):
     """Where the neighbours in the graph are valid."""
 
-    graph: AtomGraph  # its positions are replaced at every step
+    graph: AtomGraph  # its positions, and its cells if they change, are replaced at every step
     offset: Array  # [N, 3] positions of the graph minus those of the motion (whole cells, centring)
     origin: Array  # [N, 3] positions at which neighbours were found
-    reach: Array  # angstrom an atom may move from there: half the skin
+    reach: Array  # [S] angstrom an atom may move from there: half the skin
+    span: Array  # angstrom, within which pairs were found
+    inverse: Array | None  # [S, 3, 3] of the cells at which they were; None: they do not change
 
 
-def start(positions: np.ndarray, velocities: np.ndarray) -> Motion:
-    """State before step 0, on the host; [N, 3] float64 each. Records are empty."""
-    zero = np.zeros_like(positions)
-    return Motion(
-        step=np.int64(0),
-        positions=positions,
-        velocities=velocities,
-        heat=np.float64(0),
-        last=Phase(positions, velocities, zero, zero[:, 0]),
-        sound=np.bool_(True),
-        records=empty_records(len(positions), 0, 0),
-    )
+def start(state: State, *, strains: bool) -> Motion:
+    """Motion before step 0, on the host, without room for records.
+
+    Args:
+        state: at step 0.
+        strains: whether the cell changes.
+    """
+    zero = np.zeros_like(state.positions)
+    virial = np.zeros_like(state.cell) if strains else None
+    push = Push(zero, zero[:, 0], virial)
+    last = Phase(state.positions, state.velocities, state.cell, push)
+    return Motion(np.int64(0), state, last, np.bool_(True), empty_records(last, 0, 0))
 
 
-def empty_records(num_atoms: int, num_steps: int, num_frames: int) -> Records:
-    """Room for so many steps and frames."""
-    vectors = jnp.zeros((num_frames, num_atoms, 3))
-    return Records(
-        energies=jnp.zeros((num_steps, 3)),
-        frames=Phase(vectors, vectors, vectors, jnp.zeros((num_frames, num_atoms))),
-    )
+def empty_records(last: Phase, num_steps: int, num_frames: int) -> Records:
+    """Room for so many steps and frames like `last`."""
+    values = jnp.zeros((num_steps, len(last.cell), 3 if last.push.virial is None else 5))
+    return Records(values, jax.tree.map(lambda x: jnp.zeros((num_frames, *x.shape)), last))
 
 
 def run_block(
@@ -120,7 +105,8 @@ def run_block(
     weights: Any,
     hood: Neighborhood,
     motion: Motion,
-    dynamics: Dynamics,
+    bodies: Bodies,
+    integrator: Integrator,
     window: Window,
 ) -> Motion:
     """Steps until step `window.end` is due, neighbours are stale or numbers are not finite.
@@ -129,59 +115,80 @@ def run_block(
     """
 
     def go_on(motion: Motion) -> jax.Array:
-        moved = jnp.sum((motion.positions - hood.origin) ** 2, axis=-1)
-        return (motion.step < window.end) & motion.sound & jnp.all(moved <= hood.reach**2)
+        return (motion.step < window.end) & motion.sound & _complete(hood, motion.state, bodies)
 
     def turn(motion: Motion) -> Motion:
-        placed = (motion.positions + hood.offset).astype(hood.graph.positions.dtype)
-        forces, node_energy = force_field(weights, replace(hood.graph, positions=placed))
-        forces, node_energy = forces.astype(jnp.float64), node_energy.astype(jnp.float64)
-        kick = jnp.where(motion.step == 0, 0.0, 0.5 * dynamics.time_step)
-        velocities = motion.velocities + kick * forces / dynamics.masses[:, None]
-        phase = Phase(motion.positions, velocities, forces, node_energy)
-        sound = jnp.all(jnp.isfinite(forces)) & jnp.all(jnp.isfinite(node_energy))
-        energies = jnp.stack([node_energy.sum(), _kinetic(velocities, dynamics), motion.heat])
-        records = _record(motion.records, motion.step, sound, energies, phase, window)
-        positions, half, heat = _drift(phase, motion.step, dynamics)
-        moved = (motion.step + 1, positions, half, motion.heat + heat, phase)
-        stay = (motion.step, motion.positions, motion.velocities, motion.heat, motion.last)
-        kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), moved, stay)
+        state = motion.state
+        push = _push(force_field, weights, hood, state, bodies)
+        at_start = motion.step == 0
+        done = _choose(at_start, state, integrator.finish(state, push, bodies))
+        phase = Phase(done.positions, done.velocities, done.cell, push)
+        sound = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(_finite, push))
+        values = [total(push.node_energy, bodies), kinetic(done.velocities, bodies)]
+        values.append(integrator.heat(done, bodies))
+        if push.virial is not None:
+            values += [volume(done.cell), pressure(done.velocities, push, done.cell, bodies)]
+        values = jnp.stack(values, axis=-1)
+        records = _record(motion.records, motion.step, sound, values, phase, window)
+        moved = (motion.step + 1, integrator.begin(done, push, motion.step, bodies), phase)
+        kept = _choose(sound, moved, (motion.step, state, motion.last))
         return Motion(*kept, sound=sound, records=records)
 
     return jax.lax.while_loop(go_on, turn, motion)
 
 
-def _kinetic(velocities: Array, dynamics: Dynamics) -> Array:
-    """Kinetic energy in eV; immobile atoms have none."""
-    mobile = jnp.where(jnp.isfinite(dynamics.masses), dynamics.masses, 0.0)[:, None]
-    return 0.5 * jnp.sum(mobile * velocities**2)
+def _push(
+    force_field: ForceField, weights: Any, hood: Neighborhood, state: State, bodies: Bodies
+) -> Push:
+    """Forces at the positions of a state, float64."""
+    graph, offset = hood.graph, hood.offset
+    dtype = graph.positions.dtype
+    if hood.inverse is not None:  # offsets are lattice vectors, and a translation of the whole
+        offset = _strained(offset, hood.inverse @ state.cell, bodies)
+        graph = replace(graph, cell=state.cell.astype(dtype))
+    graph = replace(graph, positions=(state.positions + offset).astype(dtype))
+    forces, node_energy, stress = jax.tree.map(
+        lambda x: x.astype(jnp.float64), force_field(weights, graph)
+    )
+    virial = None if stress is None else stress * volume(state.cell)[:, None, None]
+    return Push(forces, node_energy, virial)
 
 
-def _drift(phase: Phase, step: Array, dynamics: Dynamics) -> tuple[Array, Array, Array]:
-    """Half a kick and the way to the next step: positions, half-step velocities, heat put in."""
-    time_step, inverse_mass = dynamics.time_step, 1 / dynamics.masses[:, None]
-    v = phase.velocities + 0.5 * time_step * phase.forces * inverse_mass
-    bath = dynamics.thermostat
-    if bath is None:
-        return phase.positions + time_step * v, v, jnp.zeros(())
-    middle = phase.positions + 0.5 * time_step * v
-    keep = jnp.exp(-bath.friction * time_step)
-    noise = jax.random.normal(jax.random.fold_in(bath.key, step), v.shape, v.dtype)
-    after = keep * v + jnp.sqrt((1 - keep**2) * bath.energy * inverse_mass) * noise
-    heat = _kinetic(after, dynamics) - _kinetic(v, dynamics)
-    return middle + 0.5 * time_step * after, after, heat
+def _complete(hood: Neighborhood, state: State, bodies: Bodies) -> jax.Array:
+    """Whether all pairs within the cutoff are in the list; see above."""
+    origin, reach = hood.origin, hood.reach
+    if hood.inverse is not None:
+        strain = hood.inverse @ state.cell
+        smallest = jnp.linalg.svd(strain, compute_uv=False)[:, -1]
+        origin = _strained(origin, strain, bodies)
+        reach = reach - (1 - smallest) * hood.span / 2
+    moved = jnp.sqrt(jnp.sum((state.positions - origin) ** 2, axis=-1))
+    return jnp.all(moved <= reach[bodies.structure])
+
+
+def _strained(vectors: Array, strain: Array, bodies: Bodies) -> jax.Array:
+    """Vectors [N, 3] strained as their structures are."""
+    return jnp.einsum("ni,nij->nj", vectors, strain[bodies.structure])
+
+
+def _choose(condition: Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _finite(values: Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(values))
 
 
 def _record(
-    records: Records, step: Array, sound: Array, energies: Array, phase: Phase, window: Window
+    records: Records, step: Array, sound: Array, values: Array, phase: Phase, window: Window
 ) -> Records:
     """Write a step down; one that is not sound, or no frame, goes beyond the end and is dropped."""
-    steps, frames = len(records.energies), len(records.frames.positions)
+    steps, frames = len(records.values), len(records.frames.positions)
     row = jnp.where(sound, step - window.first, steps)
     keeps = sound & (step % window.frame_interval == 0)
     first_frame = -(-window.first // window.frame_interval)
     slot = jnp.where(keeps, step // window.frame_interval - first_frame, frames)
     return Records(
-        records.energies.at[row].set(energies, mode="drop"),
+        records.values.at[row].set(values, mode="drop"),
         jax.tree.map(lambda all, one: all.at[slot].set(one, mode="drop"), records.frames, phase),
     )

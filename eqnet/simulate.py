@@ -7,20 +7,23 @@
 
 Blocks of steps run in one compiled loop (`eqnet.integrators`). The loop stops by itself when the
 neighbours may be out of date; they are found again here and the loop goes on. Molecules, slabs and
-crystals alike; atoms that an ASE `FixAtoms` constraint holds do not move.
+crystals alike; atoms that an ASE `FixAtoms` constraint holds do not move. A list of structures
+moves side by side in one loop, each on its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
 from eqnet.data.frame import from_atoms
@@ -34,151 +37,194 @@ from eqnet.device import (
     shared_cores,
     within,
 )
+from eqnet.ensembles import CONSERVING, Cell, Ensemble, ensemble_options, make_integrator
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.integrators import (
-    Dynamics,
     Motion,
     Neighborhood,
     Phase,
-    Thermostat,
     Window,
     empty_records,
     run_block,
     start,
 )
+from eqnet.motion import State, make_bodies
 from eqnet.potential import Potential
+from eqnet.trajectory import Block, Snapshot
 from eqnet.velocities import degrees_of_freedom, fixed_atoms
 from eqnet.verlet_list import VerletList
 
 T = TypeVar("T")
 FRAME_BYTES = 2**26  # of frames kept on the device within one block
 MAX_BLOCK = 1000  # steps
-LOUD = 10.0  # meV/atom of fluctuation about a conserved energy, a hundred times a sound run's
 HOTTEST = 1e5  # kelvin; beyond it nothing is a simulation of atoms any more
+DENSEST = 0.5  # angstrom^3 for an atom; likewise
+UNIT = {  # of options, in ASE's units
+    "temperature": units.kB,
+    "friction": 1 / units.fs,
+    "thermostat_time": units.fs,
+    "barostat_time": units.fs,
+    "pressure": units.GPa,
+}
 
 
 class Unstable(RuntimeError):
     """The simulation cannot go on; the message says at which step and why."""
 
 
-class Snapshot(NamedTuple):
-    """One step in full, n atoms, float64."""
-
-    step: int
-    positions: np.ndarray  # [n, 3] angstrom, not wrapped
-    velocities: np.ndarray  # [n, 3] in ASE's units
-    forces: np.ndarray  # [n, 3] eV/angstrom
-    energy: float  # potential energy, eV
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive steps, B of them; energies in eV."""
-
-    step: np.ndarray  # [B] int
-    potential: np.ndarray  # [B]
-    kinetic: np.ndarray  # [B]
-    heat: np.ndarray  # [B] put in by the thermostat so far; 0 without one
-    frames: list[Snapshot]
-    seconds: float  # wall-clock time it took, compilation included
-
-    @property
-    def total(self) -> np.ndarray:
-        """Potential and kinetic energy."""
-        return self.potential + self.kinetic
-
-    @property
-    def conserved(self) -> np.ndarray:
-        """What an exact integrator keeps constant: the total energy less the heat put in."""
-        return self.total - self.heat
-
-
 class Simulation:
-    """Velocity Verlet (constant energy) or BAOAB Langevin dynamics of one structure.
+    """Molecular dynamics of one structure, or of several side by side.
 
     Args:
         potential: the model; see `eqnet.load`.
-        atoms: structure with its velocities; it is not changed.
-        ensemble: 'nve' or 'langevin'.
+        atoms: structure with its velocities, or a list of them; they are not changed.
+        ensemble: 'nve' (velocity Verlet), 'langevin' (BAOAB), 'bussi' (stochastic velocity
+            rescaling), 'nose_hoover' (a chain), or 'npt' (Martyna, Tobias and Klein).
         time_step: fs.
-        temperature: of the heat bath, K; needed by Langevin only.
-        friction: 1/fs; Langevin only.
-        seed: of the noise; step k of a run always sees the same noise.
+        temperature: K; of all but 'nve'.
+        friction: 1/fs, 0.01 if None; 'langevin' only.
+        thermostat_time: damping time of the other thermostats, fs; 100 if None.
+        chain_length: links of the chains of 'nose_hoover' and 'npt'; 3 if None.
+        pressure: GPa, 0 if None; 'npt' only, as the next two.
+        barostat_time: damping time of the cell, fs; 1000 if None.
+        cell: 'isotropic' (as None), only the volume changes; or 'anisotropic', the shape too.
+        seed: of the noise, that of structure s is seed + s; step k of a run always sees the same.
         skin: angstrom added to the cutoff when neighbours are found; results do not depend on it.
         dtype: 'float32' or 'float64' for the model; motion and energies are float64 always.
         device: None for JAX's default, or a name such as 'cpu', 'gpu', 'cuda:1'.
         cores: of a CPU that share the atoms; worth it from a hundred atoms on.
 
     Attributes:
+        degrees_of_freedom: of the velocities; an array [S] for a list.
         compilations: compiled programs so far.
         rebuilds: neighbour searches so far.
 
     Raises:
         InputError: unknown element, no atoms, a constraint other than FixAtoms, an option outside
-            its range.
+            its range or without effect, an ensemble that does not suit the structure.
     """
 
     def __init__(
         self,
         potential: Potential,
-        atoms: Atoms,
+        atoms: Atoms | Sequence[Atoms],
         *,
-        ensemble: Literal["nve", "langevin"] = "nve",
+        ensemble: Ensemble = "nve",
         time_step: float = 0.5,
         temperature: float | None = None,
-        friction: float = 0.01,
+        friction: float | None = None,
+        thermostat_time: float | None = None,
+        chain_length: int | None = None,
+        pressure: float | None = None,
+        barostat_time: float | None = None,
+        cell: Cell | None = None,
         seed: int = 0,
         skin: float = 0.3,
         dtype: str = "float32",
         device: str | Device | None = None,
         cores: int = 1,
     ) -> None:
-        _check_options(ensemble, time_step, temperature, friction, skin)
+        given = {
+            "temperature": temperature,
+            "friction": friction,
+            "thermostat_time": thermostat_time,
+            "chain_length": chain_length,
+            "pressure": pressure,
+            "barostat_time": barostat_time,
+            "cell": cell,
+        }
+        options = ensemble_options(ensemble, given)
+        if not 0 < time_step < np.inf:
+            raise InputError(f"time_step must be a positive number of fs, not {time_step}")
+        if not 0 < skin < np.inf:
+            raise InputError(f"skin must be a positive distance in angstrom, not {skin}")
         self.potential = potential
         self.ensemble = ensemble
         self.time_step = time_step
         self.dtype = str(find_dtype(dtype))
         self._mesh = shared_cores(cores)
         self.device = find_device(device)
-        self._atoms = atoms.copy()
-        self._frame = from_atoms(atoms)
+        self._single = isinstance(atoms, Atoms)
+        self._atoms = [atoms.copy()] if isinstance(atoms, Atoms) else [a.copy() for a in atoms]
+        if not self._atoms:
+            raise InputError("there are no structures to simulate")
+        name = "" if self._single else "structures"
+        self._frames = [from_atoms(a, file=name, index=i) for i, a in enumerate(self._atoms)]
         self._list = VerletList(potential.elements, potential.cutoff, skin, self.dtype)
         self._compiled: list[tuple[int, ...]] = []
         self._step_seconds = 0.01
-        self._list.build(self._frame)
-        species = np.searchsorted(potential.elements, self._frame.numbers)
-        self._reference = potential.reference_energy(species)
-        self._fixed = fixed_atoms(atoms)
-        self.degrees_of_freedom = degrees_of_freedom(atoms, conserving=ensemble == "nve")
+        self._list.build(*self._frames)
+        self._check_structures(ensemble)
+        elements = potential.elements
+        species = [np.searchsorted(elements, frame.numbers) for frame in self._frames]
+        self._reference = np.array([potential.reference_energy(s) for s in species])
+        self._freedom = self._degrees_of_freedom(ensemble)
         with self._computing():
-            self._setup(temperature, friction, seed)
+            self._setup(options, seed)
 
-    def _setup(self, temperature: float | None, friction: float, seed: int) -> None:
+    def _check_structures(self, ensemble: str) -> None:
+        """Refuse an ensemble that does not suit the structures."""
+        for atoms in self._atoms:
+            fixed = fixed_atoms(atoms)
+            if ensemble == "npt" and not atoms.pbc.all():
+                raise InputError(
+                    "npt needs a structure that is periodic in three directions, not "
+                    f"pbc = {[bool(axis) for axis in atoms.pbc]}; choose another ensemble"
+                )
+            if ensemble == "npt" and fixed.any():
+                raise InputError(
+                    f"npt moves all atoms with the cell, and {int(fixed.sum())} of them are fixed: "
+                    "remove the constraint or choose another ensemble"
+                )
+            if ensemble == "bussi" and not atoms.get_velocities()[~fixed].any():
+                raise InputError(
+                    "bussi rescales velocities, and here all are zero: draw them, or choose "
+                    "another ensemble"
+                )
+
+    def _degrees_of_freedom(self, ensemble: str) -> np.ndarray:
+        conserving = ensemble in CONSERVING
+        counts = [degrees_of_freedom(atoms, conserving=conserving) for atoms in self._atoms]
+        if ensemble in ("bussi", "nose_hoover", "npt") and min(counts) < 1:
+            raise InputError(f"{ensemble} has nothing to heat: no atom can move by itself")
+        return np.array(counts)
+
+    def _setup(self, options: Mapping[str, Any], seed: int) -> None:
         """What goes to the device once."""
         graphdef, weights = nnx.split(self.potential)
         weights = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
         self._weights = self._put(weights)
-        masses = np.where(self._fixed, np.inf, self._atoms.get_masses())
-        velocities = np.where(self._fixed[:, None], 0.0, self._atoms.get_velocities())
+        fixed = [fixed_atoms(atoms) for atoms in self._atoms]
+        masses = [
+            np.where(held, np.inf, atoms.get_masses())
+            for atoms, held in zip(self._atoms, fixed, strict=True)
+        ]
+        velocities = [
+            np.where(held[:, None], 0.0, atoms.get_velocities())
+            for atoms, held in zip(self._atoms, fixed, strict=True)
+        ]
         self._num_device_atoms = size = self._list.offset.shape[0]
-        thermostat = None
-        if self.ensemble == "langevin":
-            assert temperature is not None
-            energy = np.float64(units.kB * temperature)
-            thermostat = Thermostat(np.float64(friction / units.fs), energy, jax.random.key(seed))
-        masses = _padded(masses, size, np.inf)
-        self._dynamics = self._put(
-            Dynamics(masses, np.float64(self.time_step * units.fs), thermostat)
+        self._bodies = self._put(make_bodies(masses, self._freedom, size))
+        scaled = {name: value * UNIT.get(name, 1) for name, value in options.items()}
+        keys = jnp.stack([jax.random.key(seed + s) for s in range(len(masses))])
+        integrator, bath = make_integrator(
+            self.ensemble, self.time_step * units.fs, scaled, self._freedom, keys
         )
-        positions = _padded(self._frame.positions, size, 0.0)
-        self._motion = start(positions, _padded(velocities, size, 0.0))
+        self._integrator = self._put(integrator)
+        positions = [frame.positions for frame in self._frames]
+        cells = np.stack([frame.cell for frame in self._frames])
+        self._strains = self.ensemble == "npt"
+        state = State(_joined(positions, size), _joined(velocities, size), cells, bath)
+        self._motion = start(state, strains=self._strains)
         self._hood = self._neighborhood()
-        compiled = self._compiled
+        compiled, strains = self._compiled, self._strains
 
-        def force_field(weights: Any, graph: AtomGraph) -> tuple[jax.Array, jax.Array]:
-            answer = nnx.merge(graphdef, weights).predict(graph)
-            return answer.forces, answer.node_energy
+        def force_field(
+            weights: Any, graph: AtomGraph
+        ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+            answer = nnx.merge(graphdef, weights).predict(graph, stress=strains)
+            return answer.forces, answer.node_energy, answer.stress
 
         def block(*args: Any) -> Motion:
             compiled.append(args[1].graph.neighbors.shape)  # runs once per compilation
@@ -191,12 +237,26 @@ class Simulation:
         return jax.device_put(tree, everywhere(self._mesh, self.device))
 
     def _computing(self) -> Any:
-        return computing(self.device, double=True, what=f"{len(self._atoms)} atoms")
+        return computing(self.device, double=True, what=f"{self.num_atoms} atoms")
+
+    def _one(self, values: Any) -> Any:
+        """Values [..., S], without the last axis for a single structure."""
+        return values[..., 0] if self._single else values
+
+    @property
+    def num_structures(self) -> int:
+        """Structures that move side by side."""
+        return len(self._atoms)
 
     @property
     def num_atoms(self) -> int:
-        """Atoms of the structure."""
-        return len(self._atoms)
+        """Atoms of all structures."""
+        return sum(map(len, self._atoms))
+
+    @property
+    def degrees_of_freedom(self) -> Any:
+        """Independent velocities: a number, or [S] for a list of structures."""
+        return int(self._freedom[0]) if self._single else self._freedom
 
     @property
     def compilations(self) -> int:
@@ -215,7 +275,8 @@ class Simulation:
 
     def temperature(self, kinetic: Any) -> Any:
         """Temperature in K of a kinetic energy in eV; 0 where nothing can move."""
-        return 2 * np.asarray(kinetic) / (max(self.degrees_of_freedom, 1) * units.kB)
+        freedom = self._one(np.maximum(self._freedom, 1))
+        return 2 * np.asarray(kinetic) / (freedom * units.kB)
 
     # ------------------------------------------------------------------------------------- running
 
@@ -248,19 +309,49 @@ class Simulation:
             if trouble is not None:
                 raise Unstable(f"step {self.step}: {trouble}")
 
-    def last(self) -> Snapshot:
-        """The last complete step."""
+    def saved(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs to go on with the same numbers, by name."""
+        neighbors = {f"list.{name}": array for name, array in self._list.memory().items()}
+        return {**neighbors, **_named(jax.device_get(_moving(self._motion)))}
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Go on where a simulation of the same structures and options was when it was `saved`.
+
+        Raises:
+            InputError: it was another one.
+        """
+        here = self.saved()
+        fits = here.keys() == saved.keys() and all(
+            saved[name].shape == array.shape and saved[name].dtype == array.dtype
+            for name, array in here.items()
+            if name != "list.shapes"
+        )
+        if not fits:
+            raise InputError("the saved state belongs to another structure or ensemble")
+        moving = _moving(self._motion)
+        leaves = [saved[name] for name in _named(moving)]
+        step, state, last = jax.tree.unflatten(jax.tree.structure(moving), leaves)
+        self._motion = self._motion._replace(step=step, state=state, last=last)
+        prefix = "list."
+        self._list.recall({n.removeprefix(prefix): a for n, a in saved.items() if prefix in n})
+        with self._computing():
+            self._hood = self._neighborhood()
+
+    def last(self, structure: int = 0) -> Snapshot:
+        """The last complete step of a structure."""
         frames = jax.tree.map(lambda x: np.asarray(x)[None], self._motion.last)
-        return self._snapshot(self.step - 1, frames, 0)
+        return self._snapshot(self.step - 1, frames, 0, structure)
 
     def atoms_of(self, frame: Snapshot) -> Atoms:
-        """ASE atoms of a snapshot with velocities, energy and forces."""
-        atoms = self._atoms.copy()
+        """ASE atoms of a snapshot with velocities, energy, forces, and stress if it is known."""
+        atoms = self._atoms[frame.structure].copy()
+        atoms.set_cell(frame.cell)
         atoms.positions[:] = frame.positions
         atoms.arrays["momenta"] = frame.velocities * atoms.get_masses()[:, None]
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=frame.energy, free_energy=frame.energy, forces=frame.forces
-        )
+        results: dict[str, Any] = {"energy": frame.energy, "free_energy": frame.energy}
+        if frame.stress is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
+        atoms.calc = SinglePointCalculator(atoms, **results, forces=frame.forces)
         return atoms
 
     def _frame_room(self, frame_interval: int) -> int:
@@ -278,14 +369,13 @@ class Simulation:
         """Steps `first` to `end` - 1; what went wrong, or None."""
         with self._computing():
             room = self._frame_room(frame_interval)
-            records = empty_records(self._num_device_atoms, MAX_BLOCK, room)
+            records = empty_records(self._motion.last, MAX_BLOCK, room)
             self._motion = self._put(self._motion._replace(records=records))
             window = Window(np.int64(first), np.int64(end), np.int64(frame_interval))
             while True:
+                fixed = (self._bodies, self._integrator, window)
                 with within(self._mesh):
-                    self._motion = self._block(
-                        self._weights, self._hood, self._motion, self._dynamics, window
-                    )
+                    self._motion = self._block(self._weights, self._hood, self._motion, *fixed)
                 if not bool(self._motion.sound):
                     return self._reason()
                 if self.step >= end:
@@ -305,73 +395,93 @@ class Simulation:
 
     def _rebuild(self) -> None:
         """Neighbours at the positions whose forces come next."""
-        positions = np.array(self._motion.positions)[: len(self._atoms)]
-        self._list.build(replace(self._frame, positions=positions))
+        state = self._motion.state
+        positions = self._parts(np.array(state.positions))
+        frames = [
+            replace(frame, positions=own, cell=cell)
+            for frame, own, cell in zip(self._frames, positions, np.array(state.cell), strict=True)
+        ]
+        for frame in frames:
+            if self._strains and frame.volume < DENSEST * len(frame):
+                raise InputError(f"the volume of the cell fell to {frame.volume:.3g} A^3")
+        self._list.build(*frames)
         self._hood = self._neighborhood()
 
     def _neighborhood(self) -> Neighborhood:
-        assert self._list.graph is not None and self._list.frame is not None
-        origin = _padded(self._list.frame.positions, self._list.offset.shape[0], 0.0)
-        reach = np.float64(self._list.reach)
-        return self._put(Neighborhood(self._list.graph, self._list.offset, origin, reach))
+        neighbors = self._list
+        assert neighbors.graph is not None
+        origin = _joined([frame.positions for frame in neighbors.frames], len(neighbors.offset))
+        inverse = None
+        if self._strains:
+            inverse = np.linalg.inv(np.stack([frame.cell for frame in neighbors.frames]))
+        span = np.float64(neighbors.cutoff + neighbors.skin)
+        found = (neighbors.graph, neighbors.offset, origin, neighbors.reach, span, inverse)
+        return self._put(Neighborhood(*found))
 
     def _collect(self, first: int, frame_interval: int, seconds: float) -> Block:
         """The records of the steps that were completed."""
         records = jax.device_get(self._motion.records)
         count = self.step - first
-        energies = records.energies[:count]
+        values = np.moveaxis(records.values[:count], -1, 0)  # [3 or 5, B, S]
         steps = np.arange(first, first + count)
         kept = [int(step) for step in steps if step % frame_interval == 0]
+        others = {}
+        if self._strains:
+            others = {"volume": self._one(values[3]), "pressure": self._one(values[4] / units.GPa)}
         return Block(
             step=steps,
-            potential=energies[:, 0] + self._reference,
-            kinetic=energies[:, 1],
-            heat=energies[:, 2],
-            frames=[self._snapshot(step, records.frames, i) for i, step in enumerate(kept)],
+            potential=self._one(values[0] + self._reference),
+            kinetic=self._one(values[1]),
+            heat=self._one(values[2]),
+            frames=[
+                self._snapshot(step, records.frames, i, s)
+                for i, step in enumerate(kept)
+                for s in range(self.num_structures)
+            ],
             seconds=seconds,
+            **others,
         )
 
-    def _snapshot(self, step: int, frames: Phase, index: int) -> Snapshot:
-        n = len(self._atoms)
+    def _snapshot(self, step: int, frames: Phase, index: int, structure: int) -> Snapshot:
+        def own(values: np.ndarray) -> np.ndarray:
+            return np.array(self._parts(values[index])[structure])
+
+        cell, stress = np.array(frames.cell[index, structure]), None
+        if frames.push.virial is not None:
+            stress = np.array(frames.push.virial[index, structure]) / abs(np.linalg.det(cell))
+        energy = float(own(frames.push.node_energy).sum()) + float(self._reference[structure])
         return Snapshot(
             step=step,
-            positions=np.array(frames.positions[index, :n]),
-            velocities=np.array(frames.velocities[index, :n]),
-            forces=np.array(frames.forces[index, :n]),
-            energy=float(frames.node_energy[index, :n].sum()) + self._reference,
+            positions=own(frames.positions),
+            velocities=own(frames.velocities),
+            forces=own(frames.push.forces),
+            energy=energy,
+            cell=cell,
+            stress=stress,
+            structure=structure,
         )
 
-
-def _check_options(
-    ensemble: str, time_step: float, temperature: float | None, friction: float, skin: float
-) -> None:
-    if ensemble not in ("nve", "langevin"):
-        raise InputError(f"ensemble {ensemble!r} is unknown, choose nve or langevin")
-    if not 0 < time_step < np.inf:
-        raise InputError(f"time_step must be a positive number of fs, not {time_step}")
-    if not 0 < skin < np.inf:
-        raise InputError(f"skin must be a positive distance in angstrom, not {skin}")
-    if ensemble == "langevin" and (temperature is None or not 0 <= temperature < np.inf):
-        raise InputError(f"langevin needs a temperature of 0 K or more, not {temperature}")
-    if not 0 <= friction < np.inf:
-        raise InputError(f"friction must be 0 or more (1/fs), not {friction}")
+    def _parts(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values of all atoms [N, ...], structure by structure."""
+        ends = np.cumsum([len(atoms) for atoms in self._atoms])
+        return np.split(values[: ends[-1]], ends[:-1])
 
 
-def _padded(values: np.ndarray, size: int, fill: float) -> np.ndarray:
-    """`values` with rows of `fill` added up to `size` rows."""
-    out = np.full((size, *values.shape[1:]), fill)
+def _moving(motion: Motion) -> tuple[Any, State, Phase]:
+    """The part of a motion from which it goes on."""
+    return motion.step, motion.state, motion.last
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays by the path of their leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _joined(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Vectors of structures one after the other, [size, 3], zeros at the end."""
+    out = np.zeros((size, 3))
+    values = np.concatenate(parts)
     out[: len(values)] = values
     return out
-
-
-def drift(time_fs: np.ndarray, energy: np.ndarray, num_atoms: int) -> tuple[float, float]:
-    """Straight line through a conserved energy (eV) by least squares.
-
-    Returns:
-        The slope in meV per atom and ps, and the standard deviation from the line in meV per atom.
-    """
-    if len(time_fs) < 2:
-        return 0.0, 0.0
-    times, values = time_fs - time_fs.mean(), 1000 * (energy - energy.mean()) / num_atoms
-    slope = float(times @ values / (times @ times))
-    return 1000 * slope, float(np.std(values - slope * times))

@@ -1,4 +1,4 @@
-"""Neighbours of one structure that stay valid while its atoms move a little (Verlet 1967).
+"""Neighbours of structures that stay valid while their atoms move a little (Verlet 1967).
 
 Pairs are found on the host up to cutoff + skin. Until an atom has moved more than half the skin, no
 pair within the cutoff is missing, and pairs beyond the cutoff contribute exactly zero because the
@@ -8,7 +8,7 @@ different length share one compiled program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,10 +32,11 @@ FAR = 5.0  # angstrom an atom may move when no pair can be missing; then float32
 
 
 class VerletList:
-    """The neighbour list of the last structure seen, as a graph.
+    """The neighbour list of the last structure seen, or of several side by side, as a graph.
 
     Attributes:
-        graph: the packed structure (numpy); its positions are those of the last build.
+        graph: the packed structures (numpy); the positions are those of the last build.
+        frames: the structures.
         offset: [N, 3] float64, positions in the graph minus those of the structure: whole lattice
             vectors and centring; zero for padding.
         shape: that of the graph.
@@ -43,7 +44,8 @@ class VerletList:
         spare: slots of the shape that the structure would not need in one of its own.
         in_vain: their sum over all structures since the last new shape.
         builds: how often neighbours were searched.
-        reach: how far an atom may move (angstrom) before they must be searched again.
+        reach: how far an atom may move (angstrom) before they must be searched again, [S] for S
+            structures.
     """
 
     def __init__(
@@ -57,42 +59,79 @@ class VerletList:
         self.shapes: list[Shape] = []
         self.spare = self.in_vain = 0
         self.builds = 0
-        self.reach = 0.0
+        self.reach = np.zeros(0)
         self.graph: AtomGraph | None = None
         self.offset = np.zeros((0, 3))
-        self.frame: Frame | None = None
+        self.frames: list[Frame] = []
 
     def covers(self, frame: Frame) -> bool:
         """Whether the list serves for `frame`: every pair within the cutoff, and not too roomy."""
-        old = self.frame
+        old = self.frames[0] if len(self.frames) == 1 else None
+        reach = self.reach[0] if old is not None else 0.0
         holds_all = (
             old is not None
-            and self.reach > 0
+            and reach > 0
             and np.array_equal(old.numbers, frame.numbers)
             and np.array_equal(old.pbc, frame.pbc)
             and np.array_equal(old.cell, frame.cell)
-            and bool(np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach**2)
+            and bool(
+                np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach[0] ** 2
+            )
         )
         self.in_vain += self.spare * holds_all
         return holds_all and (self.spare == 0 or self.in_vain <= compilation())
 
-    def build(self, frame: Frame) -> AtomGraph:
-        """Find the neighbours of `frame` and pack them.
+    def build(self, *frames: Frame) -> AtomGraph:
+        """Find the neighbours of the frames and pack them.
 
         Raises:
             InputError: see `check_structure`; two atoms at the same place.
         """
-        check_structure(frame, self.elements)
-        self.frame = None  # an error below leaves no list behind
-        item = make_item(frame, self.elements, self.cutoff + self.skin)
-        same_size = self.graph is not None and int(self.graph.atom_mask.sum()) == len(frame)
-        self.shape = shape = self._choose(item, fine=same_size or not self.shapes)
-        self.graph = pack([item], shape, self.dtype)
-        self.offset = np.zeros((shape.atoms, 3))
-        self.offset[: len(frame)] = -item.offset
-        self.frame = replace(frame, positions=frame.positions.copy())
-        self.reach = FAR if _complete(item) else self.skin / 2
+        self.frames = []  # an error below leaves no list behind
+        items = self._items(frames)
+        atoms = sum(map(len, frames))
+        same_size = self.graph is not None and int(self.graph.atom_mask.sum()) == atoms
+        self.shape = self._choose(items, fine=same_size or not self.shapes)
         self.builds += 1
+        return self._pack(items)
+
+    def memory(self) -> dict[str, np.ndarray]:
+        """What `recall` needs: where neighbours were found, and all that shapes depend on."""
+        counts = [self.shapes.index(self.shape), self.spare, self.in_vain, self.builds]
+        return {
+            "positions": np.concatenate([frame.positions for frame in self.frames]),
+            "cells": np.stack([frame.cell for frame in self.frames]),
+            "shapes": np.array(self.shapes, np.int64),
+            "counts": np.array(counts, np.int64),
+        }
+
+    def recall(self, memory: Mapping[str, np.ndarray]) -> None:
+        """The list of the same structures, and what comes after, as they were in `memory`."""
+        parts = np.split(memory["positions"], np.cumsum([len(f) for f in self.frames])[:-1])
+        frames = [
+            replace(frame, positions=positions, cell=cell)
+            for frame, positions, cell in zip(self.frames, parts, memory["cells"], strict=True)
+        ]
+        items = self._items(frames)
+        index, self.spare, self.in_vain, self.builds = (int(x) for x in memory["counts"])
+        self.shapes = [Shape(*map(int, shape)) for shape in memory["shapes"]]
+        self.shape = self.shapes[index]
+        self._pack(items)
+
+    def _items(self, frames: Sequence[Frame]) -> list[Item]:
+        for frame in frames:
+            check_structure(frame, self.elements)
+        return [make_item(frame, self.elements, self.cutoff + self.skin) for frame in frames]
+
+    def _pack(self, items: Sequence[Item]) -> AtomGraph:
+        """The graph in the shape chosen, and how far it reaches."""
+        self.graph = pack(items, self.shape, self.dtype)
+        offsets = np.concatenate([-item.offset for item in items])
+        self.offset = np.zeros((self.shape.atoms, 3))
+        self.offset[: len(offsets)] = offsets
+        frames = [item.frame for item in items]
+        self.frames = [replace(frame, positions=frame.positions.copy()) for frame in frames]
+        self.reach = np.array([FAR if _complete(item) else self.skin / 2 for item in items])
         return self.graph
 
     def beside(self, frames: Sequence[Frame]) -> list[AtomGraph] | None:
@@ -100,7 +139,7 @@ class VerletList:
         items = [make_item(frame, self.elements, self.cutoff) for frame in frames]
         if len(items) * _size(self.shape) > compilation():
             return None
-        if not all(fits(self.shape, item) for item in items):
+        if not all(fits(self.shape, [item]) for item in items):
             return None
         return [pack([item], self.shape, self.dtype) for item in items]
 
@@ -110,17 +149,18 @@ class VerletList:
         placed[: len(positions)] += positions
         return placed.astype(self.dtype)
 
-    def _choose(self, item: Item, *, fine: bool) -> Shape:
+    def _choose(self, items: Sequence[Item], *, fine: bool) -> Shape:
         """A shape in use that fits, until the padding has cost a compilation; or a new one."""
-        own = roomy(item) if fine else roomy(item, round_up(item.num_atoms, 2) / item.num_atoms)
-        fitting = [shape for shape in self.shapes if fits(shape, item)]
+        atoms = sum(item.num_atoms for item in items)
+        own = roomy(items) if fine else roomy(items, round_up(atoms, 2) / atoms)
+        fitting = [shape for shape in self.shapes if fits(shape, items)]
         chosen = own
         if fitting:
             best = min(fitting, key=_size)
             if self.in_vain + max(0, _size(best) - _size(own)) <= compilation():
                 chosen = best
         elif not fine:
-            chosen = roomy(item, GROWTH, beside=max(self.shapes, key=_size))
+            chosen = roomy(items, GROWTH, beside=max(self.shapes, key=_size))
         if chosen not in self.shapes:
             self.shapes.append(chosen)
             self.in_vain = 0
@@ -147,10 +187,18 @@ def _complete(item: Item) -> bool:
     return not item.frame.pbc.any() and item.num_edges == item.num_atoms * (item.num_atoms - 1)
 
 
-def fits(shape: Shape, item: Item) -> bool:
-    """Whether the shape holds the structure."""
-    split = int(rows_per_atom(item.counts, shape.slots).max())
-    return split <= shape.rows_per_atom and holds(shape, item.num_atoms, item.num_rows(shape.slots))
+def fits(shape: Shape, items: Sequence[Item]) -> bool:
+    """Whether the shape holds the structures."""
+    split = max(int(rows_per_atom(item.counts, shape.slots).max()) for item in items)
+    atoms, rows = (
+        sum(item.num_atoms for item in items),
+        sum(item.num_rows(shape.slots) for item in items),
+    )
+    return (
+        len(items) == shape.structures
+        and split <= shape.rows_per_atom
+        and holds(shape, atoms, rows)
+    )
 
 
 def _size(shape: Shape) -> int:
@@ -158,26 +206,32 @@ def _size(shape: Shape) -> int:
     return shape.rows * shape.slots
 
 
-def roomy(item: Item, growth: float = 1.0, beside: Shape | None = None) -> Shape:
-    """A shape for the structure with room for a tenth more neighbours.
+def roomy(items: Sequence[Item], growth: float = 1.0, beside: Shape | None = None) -> Shape:
+    """A shape for structures with room for a tenth more neighbours.
 
     Args:
-        item: the structure.
-        growth: room for so many times its atoms.
+        items: the structures.
+        growth: room for so many times their atoms.
         beside: a shape that is to fit into the new one.
     """
-    counts = np.ceil(1.1 * item.counts).astype(item.counts.dtype)
-    if not item.frame.pbc.any():  # no images: an atom has at most all others as neighbours
-        counts = np.minimum(counts, item.num_atoms - 1)
+    counts = np.concatenate([_room(item) for item in items])
     slots, _ = choose_slots([counts])
-    atoms, rows, split = round(growth * item.num_atoms), 0, 1
+    atoms, rows, split = round(growth * len(counts)), 0, 1
     if beside is not None:
         atoms, slots = max(atoms, beside.atoms, ATOMS), max(slots, beside.slots, SLOTS)
         rows, split = max(atoms, beside.rows), max(beside.rows_per_atom, -(-NEIGHBORS // slots))
     per_atom = rows_per_atom(counts, slots)
     rows, split = max(rows, int(growth * per_atom.sum())), max(split, int(per_atom.max()))
-    shape = make_shape(atoms, rows, 1, slots, split)
+    shape = make_shape(atoms, rows, len(items), slots, split)
     return shape._replace(atoms=atoms, rows=atoms if shape.rows_per_atom == 1 else shape.rows)
+
+
+def _room(item: Item) -> np.ndarray:
+    """Neighbours of each atom for which there is to be room."""
+    counts = np.ceil(1.1 * item.counts).astype(item.counts.dtype)
+    if not item.frame.pbc.any():  # no images: an atom has at most all others as neighbours
+        counts = np.minimum(counts, item.num_atoms - 1)
+    return counts
 
 
 def check_structure(frame: Frame, elements: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 eqnet md model.eqnet ethanol.xyz --temperature 300 --time_ps 10
 eqnet md model.eqnet slab.xyz --ensemble langevin --temperature 600 --friction 0.02 --output hot.xyz
+eqnet md model.eqnet crystal.cif --ensemble npt --pressure 1 --cell anisotropic
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import tyro
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
-    from eqnet.simulate import Block, Simulation
+    from eqnet.scripts.md_restart import RestartFile
+    from eqnet.simulate import Simulation
 
-FRICTION = 0.01  # 1/fs
 STEPS = 2000
 TEMPERATURE = 300.0  # K
 
@@ -31,7 +32,7 @@ def _default(text: str, metavar: str) -> Any:
 
 @dataclass(frozen=True)
 class MdOptions:
-    """Molecular dynamics of any structure, at constant energy or with a Langevin thermostat."""
+    """Molecular dynamics of any structure at constant energy, temperature or pressure."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model file, as `eqnet train` writes it."""
@@ -41,8 +42,10 @@ class MdOptions:
     """Trajectory: .traj (ASE) or .xyz; energies and temperature go to the same name with .csv."""
     index: int = -1
     """Which frame of STRUCTURE, from 0; negative numbers count from the end."""
-    ensemble: Literal["nve", "langevin"] = "nve"
-    """nve: constant energy, velocity Verlet; langevin: constant temperature, BAOAB."""
+    ensemble: Literal["nve", "langevin", "bussi", "nose_hoover", "npt"] = "nve"
+    """nve: constant energy, velocity Verlet. Constant temperature: langevin, BAOAB; bussi,
+    stochastic velocity rescaling; nose_hoover, a chain. npt: constant temperature and pressure,
+    Martyna-Tobias-Klein."""
     steps: Annotated[int | None, _default(f"{STEPS}", "INT")] = None
     """Number of steps."""
     time_ps: Annotated[float | None, _default("by steps", "FLOAT")] = None
@@ -51,11 +54,24 @@ class MdOptions:
     """Time step in fs."""
     temperature: Annotated[float | None, _default(f"{TEMPERATURE}", "FLOAT")] = None
     """Temperature in K: of the initial velocities, and of the thermostat."""
-    friction: Annotated[float | None, _default(f"{FRICTION} with langevin", "FLOAT")] = None
+    friction: Annotated[float | None, _default("0.01 with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
+    thermostat_time: Annotated[float | None, _default("100 but with langevin", "FLOAT")] = None
+    """Damping time of the thermostat in fs."""
+    chain_length: Annotated[int | None, _default("3 with nose_hoover, npt", "INT")] = None
+    """Links of the Nose-Hoover chain."""
+    pressure: Annotated[float | None, _default("0 with npt", "FLOAT")] = None
+    """Pressure in GPa."""
+    barostat_time: Annotated[float | None, _default("1000 with npt", "FLOAT")] = None
+    """Damping time of the cell in fs."""
+    cell: Annotated[
+        Literal["isotropic", "anisotropic"] | None,
+        _default("isotropic with npt", "{isotropic,anisotropic}"),
+    ] = None
+    """What the pressure changes: isotropic, the volume; anisotropic, the shape of the cell too."""
     velocities: Literal["draw", "file"] = "draw"
-    """draw: Maxwell-Boltzmann velocities of exactly the temperature, with nve without total
-    momentum (and, for molecules, without angular momentum); file: those of STRUCTURE."""
+    """draw: Maxwell-Boltzmann velocities of exactly the temperature, but with langevin without
+    total momentum (and, for molecules, without angular momentum); file: those of STRUCTURE."""
     seed: Annotated[int | None, _default("0", "INT")] = None
     """Seed of velocities and thermostat."""
     traj_interval: int = 20
@@ -72,6 +88,9 @@ class MdOptions:
     """Precision of the model; motion and energies are float64 always."""
     device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
+    restart: bool = False
+    """Go on with a run that was stopped, or make it longer: the same command, --steps or --time_ps
+    may be larger. Its files continue as if it had never stopped."""
     overwrite: bool = False
     """Write over existing files."""
 
@@ -87,20 +106,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output {trajectory}: end the name with .traj or .xyz")
     log = trajectory.with_suffix(".csv")
 
+    state = trajectory.with_suffix(".restart")
+
     from eqnet.scripts.structures import check_outputs
 
+    if options.restart and options.overwrite:
+        raise InputError("--overwrite has no effect with --restart: leave it out")
     inputs = [options.model, options.structure]
-    check_outputs([trajectory, log], inputs, overwrite=options.overwrite)
+    outputs = [trajectory, log, state]
+    check_outputs(outputs, inputs, overwrite=options.overwrite or options.restart)
+    _ensemble(options)
+    if options.restart and not state.is_file():
+        raise InputError(f"{state}: no such restart file; begin without --restart")
     simulation = _prepare(options)
-    return _run(options, simulation, steps, trajectory, log)
+
+    from eqnet.scripts.md_restart import RestartFile
+
+    restart = RestartFile(state, options, [trajectory, log])
+    if options.restart:
+        restart.resume(simulation, steps)
+    return _run(options, simulation, steps, restart)
 
 
 def _steps(options: MdOptions) -> int:
     """Number of steps; options that make no sense together are refused."""
     if options.steps is not None and options.time_ps is not None:
         raise InputError("--steps and --time_ps say the same thing twice: give one of them")
-    if options.ensemble == "nve" and options.friction is not None:
-        raise InputError("--friction has no effect without --ensemble langevin: add it")
     if options.ensemble == "nve" and options.velocities == "file":
         for name in ("temperature", "seed"):
             if getattr(options, name) is not None:
@@ -126,12 +157,28 @@ def _steps(options: MdOptions) -> int:
     return steps
 
 
+def _ensemble(options: MdOptions) -> dict[str, Any]:
+    """Options of the ensemble that are given; the temperature always, where it has a bath.
+
+    Raises:
+        InputError: an option that has no effect or is outside its range.
+    """
+    from eqnet.ensembles import OPTIONS, ensemble_options
+
+    names = {name for own in OPTIONS.values() for name in own} - {"temperature"}
+    given = {name: getattr(options, name) for name in sorted(names)}
+    if options.ensemble != "nve":
+        given["temperature"] = TEMPERATURE if options.temperature is None else options.temperature
+    return ensemble_options(options.ensemble, given)
+
+
 def _prepare(options: MdOptions) -> Simulation:
     """Read structure and model, give the atoms velocities."""
     from eqnet.scripts.structures import read_structure
 
     atoms = read_structure(options.structure, options.index)
     from eqnet.device import computing, find_device, shared_cores
+    from eqnet.ensembles import CONSERVING
     from eqnet.model_file import load
     from eqnet.simulate import Simulation
     from eqnet.velocities import draw_velocities
@@ -139,21 +186,19 @@ def _prepare(options: MdOptions) -> Simulation:
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     seed = options.seed or 0
     if options.velocities == "draw":
-        draw_velocities(atoms, temperature, seed, conserving=options.ensemble == "nve")
+        draw_velocities(atoms, temperature, seed, conserving=options.ensemble in CONSERVING)
     elif not atoms.has("momenta"):
         raise InputError(f"{options.structure} has no velocities; use --velocities draw")
     shared_cores(options.cores)  # before JAX starts
     device = find_device(options.device)
     with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
         potential = load(options.model, dtype=options.dtype, method=options.method)
-    langevin = options.ensemble == "langevin"
     return Simulation(
         potential,
         atoms,
         ensemble=options.ensemble,
         time_step=options.time_step,
-        temperature=temperature if langevin else None,
-        friction=FRICTION if options.friction is None else options.friction,
+        **_ensemble(options),
         seed=seed,
         skin=options.skin,
         dtype=options.dtype,
@@ -162,49 +207,53 @@ def _prepare(options: MdOptions) -> Simulation:
     )
 
 
-def _run(
-    options: MdOptions, simulation: Simulation, steps: int, trajectory: Path, log: Path
-) -> int:
-    """Simulate, write and show; 0, or 1 when the simulation could not go on."""
+def _run(options: MdOptions, simulation: Simulation, steps: int, restart: RestartFile) -> int:
+    """Simulate, write and show.
+
+    Returns:
+        0; 1 when the simulation could not go on; 128 + n when signal n stopped it.
+    """
     from rich.console import Console
 
+    from eqnet.interrupt import Interrupt
     from eqnet.scripts.md_output import Log, Screen
     from eqnet.scripts.structures import open_trajectory
     from eqnet.simulate import Unstable
 
+    trajectory, log = restart.files
     screen = Screen(Console(soft_wrap=True), simulation, steps)
-    write, close = open_trajectory(trajectory)
-    trouble = None
+    write, close = open_trajectory(trajectory, append=options.restart)
+    interval, trouble = options.traj_interval, None
     try:
-        with Log(log, simulation, options.log_interval) as table, screen:
-            written = -1
-
-            def keep(block: Block) -> None:
-                nonlocal written
-                for frame in block.frames:
-                    write(simulation.atoms_of(frame))
-                    written = frame.step
-                table.add(block)
-                screen.add(block)
-
+        with (
+            Log(log, simulation, options.log_interval, append=options.restart) as table,
+            screen,
+            Interrupt() as interrupt,
+        ):
             try:
-                for block in simulation.run(steps, frame_interval=options.traj_interval):
-                    keep(block)
+                for block in simulation.run(steps, frame_interval=interval):
+                    for frame in block.frames:
+                        write(simulation.atoms_of(frame))
+                    table.add(block)
+                    screen.add(block)
+                    if interrupt.signal is not None:
+                        break
+                    restart.save_now_and_then(simulation)
+                restart.save(simulation)
             except Unstable as error:
-                trouble = str(error)
+                trouble = f"stopped at {error}; {trajectory} ends with the last good step"
             last = simulation.last()
-            if last.step > written:
+            if last.step % interval:
                 write(simulation.atoms_of(last))
     finally:
         close()
     screen.summary(trajectory, log)
     if trouble is not None:
-        print(
-            f"eqnet: error: stopped at {trouble}; {trajectory} ends with the last good step "
-            f"{simulation.step - 1}",
-            file=sys.stderr,
-        )
+        print(f"eqnet: error: {trouble} {last.step}", file=sys.stderr)
         return 1
+    if interrupt.signal is not None and last.step < steps:
+        print(f"eqnet: stopped after step {last.step}; go on with --restart", file=sys.stderr)
+        return 128 + interrupt.signal
     return 0
 
 

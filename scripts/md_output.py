@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from eqnet.errors import InputError
-from eqnet.simulate import LOUD, Block, Simulation, drift
+from eqnet.simulate import Simulation
+from eqnet.trajectory import LOUD, Block, drift
 
 LINE_SECONDS = 10.0  # between lines when the output is no terminal
 
@@ -21,16 +22,20 @@ LINE_SECONDS = 10.0  # between lines when the output is no terminal
 class Log:
     """A csv file with one row per `interval` steps, complete up to the last block."""
 
-    def __init__(self, path: Path, simulation: Simulation, interval: int) -> None:
+    def __init__(
+        self, path: Path, simulation: Simulation, interval: int, *, append: bool = False
+    ) -> None:
         self.simulation = simulation
         self.interval = interval
-        self.langevin = simulation.ensemble == "langevin"
         try:
-            self.file = path.open("w", encoding="utf-8", newline="\n")
+            self.file = path.open("a" if append else "w", encoding="utf-8", newline="\n")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
         columns = ["step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K"]
-        self.file.write(",".join(columns + ["conserved_eV"] * self.langevin) + "\n")
+        columns += ["conserved_eV"] * (simulation.ensemble != "nve")
+        columns += ["volume_A3", "pressure_GPa"] * (simulation.ensemble == "npt")
+        if not append:
+            self.file.write(",".join(columns) + "\n")
 
     def add(self, block: Block) -> None:
         """Write the rows of a block."""
@@ -40,7 +45,9 @@ class Log:
             row = [f"{block.step[i]}", f"{time_fs:.4f}"]
             energies = [block.potential[i], block.kinetic[i], block.total[i]]
             row += [f"{energy:.9f}" for energy in energies] + [f"{temperature[i]:.3f}"]
-            row += [f"{block.conserved[i]:.9f}"] * self.langevin
+            row += [f"{block.conserved[i]:.9f}"] * (self.simulation.ensemble != "nve")
+            if block.volume is not None and block.pressure is not None:
+                row += [f"{block.volume[i]:.6f}", f"{block.pressure[i]:.6f}"]
             self.file.write(",".join(row) + "\n")
         self.file.flush()
 
@@ -66,6 +73,8 @@ class Screen:
         self.times: list[np.ndarray] = []
         self.energies: list[np.ndarray] = []
         self.temperatures: list[np.ndarray] = []
+        self.volumes: list[np.ndarray] = []
+        self.pressures: list[np.ndarray] = []
         self.seconds = 0.0  # of blocks without a compilation
         self.timed = 0  # their steps
         self.compiled = 0
@@ -91,6 +100,10 @@ class Screen:
             self.timed += len(block.step)
         self.compiled = self.simulation.compilations
         text = f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1]:.4f} eV"
+        if block.volume is not None and block.pressure is not None:
+            self.volumes.append(block.volume)
+            self.pressures.append(block.pressure)
+            text += f"  V {block.volume[-1]:.1f} A^3"
         if self.seconds:
             text += f"  {self.speed():.0f} steps/s"
         self.progress.update(self.task, completed=int(block.step[-1]), description=text)
@@ -111,11 +124,16 @@ class Screen:
         times, energies = np.concatenate(self.times), np.concatenate(self.energies)
         temperatures = np.concatenate(self.temperatures)
         atoms = simulation.num_atoms
+        count = len(times) - int(times[0] == 0)
         table = Table(show_header=False, box=None)
-        table.add_row("steps", f"{len(times) - 1} of {simulation.time_step} fs, {atoms} atoms")
+        table.add_row("steps", f"{count} of {simulation.time_step} fs, {atoms} atoms")
         spread = f"{temperatures.mean():.1f} K, standard deviation {temperatures.std():.1f} K"
         table.add_row("temperature", spread)
-        what = "conserved energy" if simulation.ensemble == "langevin" else "total energy"
+        if self.volumes:
+            volumes, pressures = np.concatenate(self.volumes), np.concatenate(self.pressures)
+            table.add_row("volume", f"{volumes.mean():.2f} A^3, at the end {volumes[-1]:.2f}")
+            table.add_row("pressure", f"{pressures.mean():.3f} GPa")
+        what = "total energy" if simulation.ensemble == "nve" else "conserved energy"
         rate, noise = drift(times, energies, atoms)
         table.add_row(what, f"drift {rate:.4f} meV/atom/ps, fluctuation {noise:.4f} meV/atom")
         if noise > LOUD:

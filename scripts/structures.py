@@ -49,8 +49,14 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], *, overwrite: 
         raise InputError(f"two outputs have the same name: {', '.join(map(str, outputs))}")
 
 
-def open_trajectory(path: Path) -> tuple[Callable[[Atoms], None], Callable[[], None]]:
+def open_trajectory(
+    path: Path, *, append: bool = False
+) -> tuple[Callable[[Atoms], None], Callable[[], None]]:
     """Functions that write a frame and that close the file: extended XYZ or ASE's .traj by suffix.
+
+    Args:
+        path: the file.
+        append: whether frames follow those that are there.
 
     Raises:
         InputError: the file cannot be written.
@@ -59,7 +65,7 @@ def open_trajectory(path: Path) -> tuple[Callable[[Atoms], None], Callable[[], N
         if path.suffix.lower() in XYZ:
             from ase.io.extxyz import write_extxyz
 
-            file = path.open("w", encoding="utf-8")
+            file = path.open("a" if append else "w", encoding="utf-8")
 
             def write(atoms: Atoms) -> None:
                 write_extxyz(file, [atoms])
@@ -68,7 +74,7 @@ def open_trajectory(path: Path) -> tuple[Callable[[Atoms], None], Callable[[], N
             return write, file.close
         from ase.io.trajectory import TrajectoryWriter
 
-        writer = TrajectoryWriter(str(path), "w")
+        writer = TrajectoryWriter(str(path), "a" if append else "w")
         return writer.write, writer.close
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -46,7 +46,7 @@ assert np.abs(found[0][1]).max() > 0.01
 
 simulation = Simulation(potential, atoms, time_step=1.0, dtype="float64", cores=2)
 *_, last = simulation.run(20)
-assert len(simulation._motion.positions.sharding.device_set) == 2
+assert len(simulation._motion.state.positions.sharding.device_set) == 2
 start, moving = atoms.positions.copy(), atoms
 VelocityVerlet(moving, 1.0 * units.fs).run(20)
 assert np.abs(moving.positions - start).max() > 1e-3

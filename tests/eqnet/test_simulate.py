@@ -19,7 +19,8 @@ from eqnet.errors import InputError
 from eqnet.graph import AtomGraph, displacements
 from eqnet.models import MODELS
 from eqnet.potential import Potential, Prediction
-from eqnet.simulate import Block, Simulation, Unstable, drift
+from eqnet.simulate import Simulation, Unstable
+from eqnet.trajectory import Block, drift
 from eqnet.velocities import degrees_of_freedom, draw_velocities
 from eqnet.verlet_list import VerletList
 
@@ -283,7 +284,7 @@ def test_drawn_velocities() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ensemble": "npt"}, "ensemble 'npt' is unknown"),
+        ({"ensemble": "nvt"}, "ensemble 'nvt' is unknown, choose nve or langevin or bussi"),
         ({"time_step": 0.0}, "time_step"),
         ({"skin": 0.0}, "skin"),
         ({"ensemble": "langevin"}, "needs a temperature"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
 from morse import MODELS, model_of, morse_potential
@@ -88,6 +88,19 @@ def test_langevin_to_xyz_and_on_with_its_velocities(folder: Path) -> None:
     np.testing.assert_allclose(first.get_momenta(), images[-1].get_momenta(), atol=1e-6)
 
 
+def test_pressure_changes_the_cell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("crystal.xyz", bulk("C", "fcc", 2.4, cubic=True), format="extxyz")
+    argv = ["model.eqnet", "crystal.xyz", "--ensemble", "npt", "--barostat_time", "500"]
+    assert main([*argv, "--cell", "anisotropic", "--pressure", "20", "--steps", "10"]) == 0
+    images, log = frames("crystal_md.traj"), rows("crystal_md.csv")
+    assert images[0].get_volume() == pytest.approx(log[0]["volume_A3"], abs=1e-6)
+    assert images[-1].get_volume() == pytest.approx(log[-1]["volume_A3"], abs=1e-6)
+    assert abs(log[-1]["volume_A3"] / 2.4**3 - 1) > 1e-4
+    inner = -np.trace(images[-1].get_stress(voigt=False, include_ideal_gas=True)) / 3 / units.GPa
+    assert inner == pytest.approx(log[-1]["pressure_GPa"], abs=1e-4)
+    assert "conserved_eV" in log[0] and "GPa" in capsys.readouterr().out
+
+
 def test_fixed_atoms_and_chosen_frame(folder: Path) -> None:
     images = [molecule("H2O"), molecule("CH3CH2OH")]
     images[0].set_constraint(FixAtoms([0]))
@@ -99,7 +112,9 @@ def test_fixed_atoms_and_chosen_frame(folder: Path) -> None:
     assert (first.positions[1] != last.positions[1]).any()
 
 
-@pytest.mark.parametrize(("ensemble", "freedom"), [("nve", 21), ("langevin", 27)])
+@pytest.mark.parametrize(
+    ("ensemble", "freedom"), [("nve", 21), ("langevin", 27), ("bussi", 21), ("nose_hoover", 21)]
+)
 def test_starts_at_the_temperature(folder: Path, ensemble: str, freedom: int) -> None:
     argv = ["model.eqnet", "ethanol.xyz", "--steps", "1", "--temperature", "1000"]
     assert main([*argv, "--ensemble", ensemble]) == 0
@@ -116,7 +131,9 @@ def test_starts_at_the_temperature(folder: Path, ensemble: str, freedom: int) ->
         (["model.eqnet", "ethanol.xyz", "--index", "3"], "no frame 3; it has 1"),
         (["model.eqnet", "ethanol.xyz", "--steps", "5", "--time_ps", "1"], "twice"),
         (["model.eqnet", "ethanol.xyz", "--steps", "0"], "0 steps"),
-        (["model.eqnet", "ethanol.xyz", "--friction", "0.1"], "no effect without --ensemble"),
+        (["model.eqnet", "ethanol.xyz", "--friction", "0.1"], "friction has no effect with"),
+        (["model.eqnet", "ethanol.xyz", "--ensemble", "bussi", "--pressure", "1"], "pressure has"),
+        (["model.eqnet", "ethanol.xyz", "--ensemble", "npt"], "periodic in three directions"),
         (["model.eqnet", "ethanol.xyz", "--temperature", "-1"], "--temperature"),
         (["model.eqnet", "ethanol.xyz", "--time_step", "nan"], "--time_step"),
         (["model.eqnet", "ethanol.xyz", "--traj_interval", "0"], "--traj_interval"),
