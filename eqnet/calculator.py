@@ -51,6 +51,9 @@ from eqnet.graph import AtomGraph
 from eqnet.hessian import hessian
 from eqnet.potential import Potential
 from eqnet.replay import Example, Found, compare, replay
+from eqnet.tensor_evaluation import predict
+from eqnet.tensor_file import load as load_tensors
+from eqnet.tensor_model import TensorModel
 from eqnet.uncertainty import NOVEL
 from eqnet.verlet_list import VerletList
 
@@ -86,6 +89,8 @@ class EqnetCalculator(Calculator):
         method: which algorithm computes the products of a model file, see `eqnet.load`.
         cores: of a CPU that share the atoms of a structure; worth it from a hundred atoms on.
         verify: replay the examples of a model file, by the program in use, before its first answer.
+        tensors: the file of a tensor model (`eqnet train_tensors`), which adds properties such as
+            `dipole`, computed when they are asked for.
 
     Raises:
         InputError: on construction, the model cannot be used here; on calculation, no atoms, an
@@ -106,6 +111,7 @@ class EqnetCalculator(Calculator):
         method: str = "default",
         cores: int = 1,
         verify: bool = True,
+        tensors: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -119,6 +125,8 @@ class EqnetCalculator(Calculator):
         self.cores = cores
         self._mesh = shared_cores(cores)
         self.device = find_device(device)
+        self.tensors = None if tensors is None else Path(tensors).resolve()
+        self._digest = "" if self.tensors is None else digest(self.tensors)
         sources = [model] if isinstance(model, (str, os.PathLike, Potential)) else list(model)
         self._prepare([self._member(source) for source in sources])
 
@@ -148,6 +156,13 @@ class EqnetCalculator(Calculator):
             self.implemented_properties += VARIANCES
         if any(member.uncertainty is not None for member in members):
             self.implemented_properties += ["novelty", "energy_uncertainty"]
+        self._tensor_model: TensorModel | None = None
+        if self.tensors is not None:
+            with computing(self.device, double=self.dtype == "float64", what=f"{self.tensors}"):
+                self._tensor_model = load_tensors(
+                    self.tensors, dtype=self.dtype, verify=self.verify
+                )
+            self.implemented_properties += [name for name, _ in self._tensor_model.kinds]
         self._to_replay = [(i, member.examples) for i, member in enumerate(members)]
         self._outside = False
         self._lock = threading.RLock()
@@ -203,7 +218,7 @@ class EqnetCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Fill `results`; everything a structure has is calculated at once."""
+        """Fill `results`; all of a structure at once, but for the tensors that are not wanted."""
         with self._lock:
             self.results = {}
             super().calculate(atoms, list(properties), list(system_changes))
@@ -217,6 +232,7 @@ class EqnetCalculator(Calculator):
                     "it exists when all three axes are periodic"
                 )
             self.results = results_of(self.members, frame, self._numbers(frame))
+            self.results |= self._tensors_of(frame, properties)
             if "novelty" in self.results:
                 novelty, before = self.results["novelty"], self._outside
                 self._outside = bool(novelty.max() > NOVEL)
@@ -231,6 +247,13 @@ class EqnetCalculator(Calculator):
         """ASE's other way to ask, under the same lock."""
         with self._lock:
             return super().calculate_properties(atoms, properties)
+
+    def _tensors_of(self, frame: Frame, properties: Sequence[str]) -> dict[str, np.ndarray]:
+        """Those of the tensor model, if one of them is wanted."""
+        model = self._tensor_model
+        if model is None or not {name for name, _ in model.kinds} & set(properties):
+            return {}
+        return predict(model, [frame], batch_size=1, dtype=self.dtype, device=self.device)[0]
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy by positions, [n, 3, n, 3] in eV/angstrom^2, float64.
@@ -341,7 +364,8 @@ class EqnetCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Plain values; weights only when there is no file to read them from."""
-        state = {k: v for k, v in self.__dict__.items() if k[0] != "_" or k == "_directory"}
+        kept = ("_directory", "_digest")
+        state = {k: v for k, v in self.__dict__.items() if k[0] != "_" or k in kept}
         state["device"] = f"{self.device.platform}:{self.device.id}"
         state["members"] = [
             _on_the_host(member) if member.path is None else (member.path, member.digest)
@@ -354,13 +378,13 @@ class EqnetCalculator(Calculator):
             setattr(self, name, value)
         self._mesh = shared_cores(self.cores)
         self.device = find_device(state["device"])
+        if self.tensors is not None:
+            _check_unchanged(self.tensors, self._digest)
         members = []
         for kept in state["members"]:
             if not isinstance(kept, Member):
-                path, known = kept
-                if not path.is_file() or digest(path) != known:
-                    raise InputError(f"{path}: the model file has gone or changed since the pickle")
-                kept = self._member(path)
+                _check_unchanged(*kept)
+                kept = self._member(kept[0])
             members.append(kept)
         self._prepare(members)
 
@@ -375,6 +399,7 @@ class EqnetCalculator(Calculator):
             "_weights",
             "_predict",
             "_hessian",
+            "_tensor_model",
             "_compiled",
             "_graph",
             "_to_replay",
@@ -385,6 +410,12 @@ class EqnetCalculator(Calculator):
                     setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
         twin._lock = threading.RLock()
         return twin
+
+
+def _check_unchanged(path: Path, known: str) -> None:
+    """Refuse another file than that of the pickle."""
+    if not path.is_file() or digest(path) != known:
+        raise InputError(f"{path}: the model file has gone or changed since the pickle")
 
 
 def _on_the_host(member: Member) -> Member:

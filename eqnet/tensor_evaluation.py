@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from eqnet.data.struts import strut_item
 from eqnet.data.tensor_labels import TensorKind, check_structure
 from eqnet.device import computing, find_device, find_dtype
 from eqnet.errors import InputError
+from eqnet.graph import AtomGraph
 from eqnet.tensor_model import TensorModel
 
 Answers = list[dict[str, np.ndarray]]  # of each structure by name: [3, ...], or [n, 3, ...]
@@ -76,9 +79,8 @@ def predict(
     with computing(place, double=dtype == "float64", what=f"{batch_size} structures at a time"):
         graphdef, params = nnx.split(model)
         params = jax.tree.map(lambda x: np.asarray(x).astype(precision), params)
-        program = jax.jit(lambda weights, graph: nnx.merge(graphdef, weights)(graph))
         for indices, (graph, _) in zip(loader.order(0), loader.batches(0), strict=True):
-            found = jax.device_get(program(params, graph))
+            found = jax.device_get(_answer(graphdef, params, graph))
             start = 0
             for g, i in enumerate(indices):
                 atoms = slice(start, start + items[i].num_atoms)
@@ -88,6 +90,11 @@ def predict(
                     for name, kind in model.kinds
                 }
     return [answers[i] for i in range(len(items))]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _answer(graphdef: Any, weights: Any, graph: AtomGraph) -> dict[str, jax.Array]:
+    return nnx.merge(graphdef, weights)(graph)
 
 
 def mean_label(

@@ -232,8 +232,8 @@ def test_rotation_and_reflection(case: Case, sign: float) -> None:
     close(after.stress[1], after.stress[1].T)
 
 
-def test_bonds_along_the_axes(case: Case) -> None:
-    """Planar molecules at the poles of harmonics and frames, against the same ones turned."""
+def along_the_axes() -> tuple[AtomGraph, AtomGraph, np.ndarray]:
+    """Planar molecules at the poles of harmonics and frames, the same ones turned, and the turn."""
     arms = np.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [-1.3, 0.0, 0.0], [0.0, 1.2, 0.0]])
     flat = [
         Structure(np.array([6, 1, 8, 1]), np.roll(arms, n, axis=1), np.zeros((3, 3)))
@@ -243,6 +243,11 @@ def test_bonds_along_the_axes(case: Case) -> None:
     graphs = [
         packed(*(s._replace(positions=s.positions @ r.T) for s in flat)) for r in (np.eye(3), turn)
     ]
+    return graphs[0], graphs[1], turn
+
+
+def test_bonds_along_the_axes(case: Case) -> None:
+    *graphs, turn = along_the_axes()
     along, turned = (case(graph) for graph in graphs)
     close(along.node_energy, turned.node_energy)
     close(along.forces @ turn.T, turned.forces)
@@ -250,8 +255,19 @@ def test_bonds_along_the_axes(case: Case) -> None:
         # a mirror: no force out of the plane
         assert np.abs(along.forces[4 * n : 4 * n + 4, (n + 2) % 3]).max() <= 1e-10
     if case.name.startswith(FRAMES):
-        v = np.random.default_rng(3).normal(size=(ATOMS, 3))
-        close(case.curvature(graphs[0], v) @ turn.T, case.curvature(graphs[1], v @ turn.T), 1e-9)
+        check_curvature(case)
+
+
+@pytest.mark.slow
+def test_curvature_along_the_axes(case: Case) -> None:
+    check_curvature(case)
+
+
+def check_curvature(case: Case) -> None:
+    """Products of the second derivatives with a vector turn with the molecules."""
+    along, turned, turn = along_the_axes()
+    v = np.random.default_rng(3).normal(size=(ATOMS, 3))
+    close(case.curvature(along, v) @ turn.T, case.curvature(turned, v @ turn.T), 1e-9)
 
 
 def test_translation_and_periodic_images(case: Case) -> None:

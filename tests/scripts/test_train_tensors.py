@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import iread, write
+from emt import emt_potential
 
+from eqnet import EqnetCalculator
 from eqnet.errors import InputError
 from eqnet.scripts import tensors, train_tensors
 from eqnet.so3 import random_rotation
@@ -48,10 +52,24 @@ def test_trained_dipoles(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     gaps = [a.info["eqnet_dipole"] - a.info["REF_dipole"] for a in images]
     sizes = [np.linalg.norm(a.info["REF_dipole"]) for a in images]
     assert 100 * np.mean(np.linalg.norm(gaps, axis=1) / sizes) == pytest.approx(model, abs=0.02)
+    check_calculator(out / "fit.eqnet", images)
     with pytest.raises(InputError, match="fit holds a training with another relative, lr: name"):
         train_tensors.main(f"{words} --lr 0.02 --relative".split())
     with pytest.raises(InputError, match="exists; name another file"):
         tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split())
+
+
+def check_calculator(path: Path, images: list[Atoms]) -> None:
+    """The dipole as a property in ASE, after a pickle too, beside a potential for the energy."""
+    calculator = EqnetCalculator(emt_potential(), dtype="float64", tensors=path)
+    for calc in (calculator, pickle.loads(pickle.dumps(calculator)), copy.deepcopy(calculator)):
+        for answered in images[:2]:
+            atoms = answered.copy()
+            atoms.calc = calc
+            assert atoms.get_potential_energy() and "dipole" not in calc.results
+            np.testing.assert_allclose(
+                atoms.get_dipole_moment(), answered.info["eqnet_dipole"], atol=1e-5
+            )
 
 
 @pytest.mark.parametrize(
