@@ -218,8 +218,10 @@ def volume_correlation(frames: Sequence[Frame]) -> tuple[float, int] | None:
 
 def _units(dataset: Dataset, units: Guess) -> Iterator[Finding]:
     if units.others:
-        rivals = "".join(f" or {words}" for r in units.rivals[:2] if (words := unit_words(r)))
-        reasons = "; ".join(f"{w}" for e in telling(units) if (w := evidence_words(e, units.units)))
+        rivals = "".join(f" or {unit_words(rival)}" for rival in units.rivals[:2])
+        if len(units.rivals) > 2:
+            rivals += f" or {len(units.rivals) - 2} more combinations nearly as well"
+        reasons = "; ".join(evidence_words(e, units.units) for e in telling(units))
         yield Finding(
             "units", "warning",
             f"{dataset.report.file} is not in eV and angstrom, it seems, but has "

@@ -109,6 +109,8 @@ def ours() -> dict[str, str]:
 def guess(evidence: Sequence[Evidence]) -> Guess:
     """Units that explain the evidence best; ours unless others do so by MARGIN."""
     kinds = {kind for e in evidence for kind in e.powers}
+    if "forces" in kinds:
+        kinds.add("energy")  # most likely of the same system, if nothing else is known
     choices = [list(names) if kind in kinds else [ours()[kind]] for kind, names in KINDS.items()]
     all_units = [dict(zip(KINDS, names, strict=True)) for names in itertools.product(*choices)]
     doubts = [sum(e.doubt(u) for e in evidence) + _unusual(u) for u in all_units]
