@@ -75,6 +75,8 @@ class Loader:
         max_shapes: int = 6,
         prefetch: int = 4,
         tensors: Mapping[str, TensorKind] | None = None,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         """Choose the shapes and lay out the rows.
 
@@ -88,6 +90,8 @@ class Loader:
             max_shapes: most shapes to plan, that is, compilations of a step.
             prefetch: batches prepared ahead.
             tensors: tensor labels that the targets have, by name.
+            part: which of the parts of every batch is packed: structures part, part + parts, ...
+            parts: into how many every batch is divided, all of the same shape.
 
         Raises:
             InputError: no structures, or a batch size below 1.
@@ -108,6 +112,7 @@ class Loader:
         self._atoms = np.array([item.num_atoms for item in self.items])
         self._rows = np.array([item.num_rows(slots) for item in self.items])
         self._edges = np.array([item.num_edges for item in self.items])
+        self.part, self.parts = part, parts
         self._plan(slots, split, max_shapes)
 
     @property
@@ -168,6 +173,7 @@ class Loader:
 
     def _batch(self, indices: np.ndarray) -> Batch:
         shape = self._shape(indices)
+        indices = indices[self.part :: self.parts]
         items = [self.items[i] for i in indices]
         references = [self._references[i] for i in indices]
         labels = targets(items, shape, references, self.dtype)
@@ -177,38 +183,47 @@ class Loader:
         return pack(items, shape, self.dtype), labels
 
     def _shape(self, indices: np.ndarray) -> Shape:
-        """First planned shape that holds the structures, else one of the ladder."""
-        atoms, rows = int(self._atoms[indices].sum()), int(self._rows[indices].sum())
+        """First planned shape that holds each part of the batch, else one of the ladder."""
+        atoms, rows = self._most(self._atoms, indices), self._most(self._rows, indices)
         for shape in self._planned:
             if holds(shape, atoms, rows):
                 return shape
         first = self._planned[0]
-        shape = make_shape(atoms, rows, self.batch_size, first.slots, first.rows_per_atom)
+        shape = make_shape(atoms, rows, self._structures, first.slots, first.rows_per_atom)
         if shape not in self.shapes:
             self.shapes.append(shape)
         return shape
+
+    @property
+    def _structures(self) -> int:
+        """Structures of a part of a batch."""
+        return -(-self.batch_size // self.parts)
+
+    def _most(self, sizes: np.ndarray, indices: np.ndarray) -> int:
+        """The sum of sizes over the structures of a part of a batch, that of the largest part."""
+        return max(int(sizes[indices[p :: self.parts]].sum()) for p in range(self.parts))
 
     def _plan(self, slots: int, split: int, max_shapes: int) -> None:
         """Look at the batches of a number of epochs and choose few shapes with little padding."""
         epochs = max(1, min(50, _SAMPLE // self.num_batches)) if self.shuffle else 1
         batches = [batch for epoch in range(epochs) for batch in self.order(epoch)]
-        atoms = np.array([self._atoms[b].sum() for b in batches])
-        rows = np.array([self._rows[b].sum() for b in batches])
+        atoms = np.array([self._most(self._atoms, b) for b in batches])
+        rows = np.array([self._most(self._rows, b) for b in batches])
         edges = sum(int(self._edges[b].sum()) for b in batches)
         spare = int(split > 1)
         full = np.array([len(b) == self.batch_size for b in batches])
         if len(set(rows[full])) == 1 and len(set(atoms[full])) == 1 and (rows <= rows[0]).all():
             n, r = int(atoms[0]), int(rows[0])
-            self._planned = [Shape(n, self.batch_size, r + spare, slots, split)]
+            self._planned = [Shape(n, self._structures, r + spare, slots, split)]
         else:
-            enough = max(int(rows.sum()) * (1 + _ROOM), edges / slots / (1 - _WASTE))
+            enough = max(int(rows.sum()) * (1 + _ROOM), edges / self.parts / slots / (1 - _WASTE))
             limits = _limits(rows + spare, enough, max_shapes)
             bins = np.searchsorted(limits, rows + spare)
             tops = np.maximum.accumulate([atoms[bins <= i].max() for i in range(len(limits))])
             sizes = zip(limits if split == 1 else map(_round, tops), limits, strict=True)
-            self._planned = [Shape(int(n), self.batch_size, r, slots, split) for n, r in sizes]
+            self._planned = [Shape(int(n), self._structures, r, slots, split) for n, r in sizes]
         self.shapes = list(self._planned)
-        taken = sum(self._shape(batch).rows * slots for batch in batches)
+        taken = sum(self._shape(batch).rows * slots for batch in batches) * self.parts
         self.waste = 1.0 - edges / taken
 
 

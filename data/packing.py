@@ -102,13 +102,15 @@ def pack(
     """Pack structures into one graph of numpy arrays.
 
     Args:
-        items: at least one structure, at most shape.structures.
+        items: at most shape.structures; none at all make a graph of padding of a given shape.
         shape: fixed sizes; None takes the smallest of the ladder that fits.
         dtype: of positions and cells.
 
     Raises:
         InputError: the structures do not fit into the shape.
     """
+    if shape is None and not items:
+        raise InputError("there are 0 structures to pack; give at least one, or a shape")
     shape = shape_of(items) if shape is None else shape
     _check_fit(items, shape)
     graph = _padding(shape, np.dtype(dtype))
@@ -166,7 +168,7 @@ def _check_fit(items: Sequence[Item], shape: Shape) -> None:
     rows = sum(len(item.rows(shape.slots).centers) for item in items)
     split = max((int(item.rows(shape.slots).per_atom.max()) for item in items), default=0)
     fits = holds(shape, atoms, rows) and split <= shape.rows_per_atom
-    if not items or len(items) > shape.structures or not fits:
+    if len(items) > shape.structures or not fits:
         raise InputError(
             f"{len(items)} structures with {atoms} atoms in {rows} rows ({split} per atom) do not "
             f"fit into {shape}; take a larger shape or fewer structures"

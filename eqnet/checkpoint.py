@@ -165,10 +165,20 @@ def _to_numpy(tree: Any) -> dict[str, np.ndarray]:
     return {n: np.array(a, copy=True) for n, a in zip(names, fetched, strict=True)}
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _checkpointer() -> Any:
+    """Orbax for this process alone: with several, it would wait for the others."""
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with _checkpointer() as checkpointer:
         checkpointer.save(path.absolute(), arrays)
 
 
@@ -177,7 +187,7 @@ def _restore_arrays(path: Path, like: Tree) -> Tree:
     import orbax.checkpoint as ocp
 
     wanted = _to_numpy(like)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         there = checkpointer.metadata((path / "arrays").absolute()).item_metadata.tree
         _compare(path, wanted, there)
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
@@ -78,7 +77,7 @@ def results_of(members: Sequence[Member], frame: Frame, found: Sequence[Found]) 
         parts.append(numbers.node_energy + constants[species])
     each: dict[str, Any] = {"energy": energies, "forces": [numbers.forces for numbers in found]}
     if found[0].stress is not None:
-        each["stress"] = [full_3x3_to_voigt_6_stress(numbers.stress) for numbers in found]
+        each["stress"] = [_voigt(numbers.stress) for numbers in found if numbers.stress is not None]
     results = {name: np.mean(values, axis=0) for name, values in each.items()}
     if len(members) > 1:
         for name, values in each.items():
@@ -88,6 +87,11 @@ def results_of(members: Sequence[Member], frame: Frame, found: Sequence[Found]) 
             results[name] = float(results[name])
     results |= {"free_energy": results["energy"], "energies": np.mean(parts, axis=0)}
     return results | _trust(members, species, found)
+
+
+def _voigt(stress: np.ndarray) -> np.ndarray:
+    """Six numbers in the order xx yy zz yz xz xy."""
+    return stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
 
 def _trust(

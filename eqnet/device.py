@@ -33,10 +33,15 @@ def find_device(device: str | Device | None) -> Device:
         return next(iter(jnp.zeros(()).devices()))
     kind, _, number = device.partition(":")
     try:
-        return jax.devices(kind)[int(number or 0)]
+        return jax.local_devices(backend=kind)[int(number or 0)]
     except (RuntimeError, ValueError, IndexError):
         there = ", ".join(
-            sorted({f"{d.platform}:{d.id}" for d in [*jax.devices(), *jax.devices("cpu")]})
+            sorted(
+                {
+                    f"{d.platform}:{d.id}"
+                    for d in [*jax.local_devices(), *jax.local_devices(backend="cpu")]
+                }
+            )
         )
         raise InputError(f"device {device!r} is not available here; there is {there}") from None
 

@@ -72,8 +72,8 @@ class Experiment:
             self.options.loss.stress_weight or self.options.stage_two.stage_two_stress_weight
         )
 
-    def loader(self, role: str, potential: Potential) -> Loader:
-        """Batches of a role: in random order for train."""
+    def loader(self, role: str, potential: Potential, part: int = 0, parts: int = 1) -> Loader:
+        """Batches of a role, or one of the parts of each: in random order for train."""
         run = self.options.run
         train = role == "train"
         return Loader(
@@ -83,6 +83,8 @@ class Experiment:
             seed=run.seed,
             shuffle=train,
             dtype=np.dtype(run.default_dtype),
+            part=part,
+            parts=parts,
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -147,11 +149,13 @@ def build(experiment: Experiment) -> Potential:
     return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), state))
 
 
-def problem_of(experiment: Experiment, potential: Potential) -> tuple[Problem, dict[str, Loader]]:
+def problem_of(
+    experiment: Experiment, potential: Potential, part: int = 0, parts: int = 1
+) -> tuple[Problem, dict[str, Loader]]:
     """What to minimise from these first weights on, and the batches of train and valid."""
     from eqnet.training import Problem
 
-    loaders = {role: experiment.loader(role, potential) for role in ("train", "valid")}
+    loaders = {role: experiment.loader(role, potential, part, parts) for role in ("train", "valid")}
     options = experiment.options
     problem = Problem(
         potential,

@@ -7,7 +7,9 @@ makes the same numbers as one that was never interrupted (bit for bit on a CPU).
 
 from __future__ import annotations
 
+import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -28,9 +30,11 @@ from eqnet.optimizer import Plateau
 from eqnet.options import TrainOptions
 from eqnet.progress import Pace, Progress
 from eqnet.run_folder import History
+from eqnet.team import Team
 from eqnet.training import Outcome, Position, Program, Stop, Task, TrainState, Weights
 
 LOOK_SECONDS = 2.0  # between looks into a long epoch: progress, and whether the loss is finite
+AGREE = 10  # steps between the moments when several processes agree whether to stop
 RESIDENT_BYTES = 1 << 29  # validation batches up to this size stay on the device
 
 
@@ -46,6 +50,7 @@ class Fit:
         history: where validations are recorded.
         progress: what a person sees.
         started: time.monotonic() that max_minutes counts from.
+        team: the processes that train together; loaders have their parts of the batches.
     """
 
     def __init__(
@@ -59,8 +64,10 @@ class Fit:
         history: History,
         progress: Progress,
         started: float | None = None,
+        team: Team | None = None,
     ):
         self.problem, self.options = problem, options
+        self.team = team = team or Team()
         self.train, self.valid = train, valid
         self.checkpoints, self.history, self.progress = checkpoints, history, progress
         self.begun = time.monotonic()
@@ -68,13 +75,21 @@ class Fit:
         self.dtype = np.dtype(options.run.default_dtype)
         self.epochs = options.run.max_num_epochs or 1
         self.step = Program(
-            training.train_step(problem), donate=True, announce=self._announce("training")
+            team.together(training.train_step(problem, team.add)),
+            donate=True,
+            announce=self._announce("training"),
+            place=team.shares,
         )
-        self.validation = Program(problem.sums(), announce=self._announce("validation"))
+        sums = problem.sums()
+        self.validation = Program(
+            team.together(lambda *batch: team.add(sums(*batch))),
+            announce=self._announce("validation"),
+            place=team.shares,
+        )
         self.position = Position(lr=options.optimizer.lr)
         state = training.first_state(problem, self._stage(), options.run.seed)
-        self.state: TrainState = state
-        self.best: Weights = training.copied(state.params)
+        self.state: TrainState = team.same(state)
+        self.best: Weights = training.copied(self.state.params)
         self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
         self._saved, self._looked = self.begun, 0.0
         self._before = self.position
@@ -100,8 +115,8 @@ class Fit:
             if unseen and interrupt.signal is None:
                 self._validate()  # after the checkpoint: the run may go on from there
         return Outcome(
-            best=self.best,
-            last=training.copied(self._candidate()),
+            best=self.team.alone(self.best),
+            last=self.team.alone(training.copied(self._candidate())),
             position=self.position,
             history=self.history.rows,
             reason=stop.reason,
@@ -124,13 +139,16 @@ class Fit:
     def _restore(self) -> None:
         """Go on from the newest intact checkpoint, or make sure that one can be kept."""
         like = {"state": self.state, "best": self.best}
-        found = self.checkpoints.restore(like)
-        if found is None:
+        found = self.checkpoints.restore(like) if self.team.leads else None
+        if not self.team.any(found is not None):
             self.save()
-            self._read_back(like)
+            if self.team.leads:
+                self._read_back(like)
             self.history.restart(0)
             return
-        step, tree, position = found
+        step, tree, position = found or (0, like, {})
+        tree = self.team.from_first(tree)
+        position = json.loads(self.team.text_from_first(json.dumps(position)))
         self.state, self.best = tree["state"], tree["best"]
         self.position = Position(**position)
         self._before = self.position
@@ -158,6 +176,8 @@ class Fit:
             loop_wall=before.loop_wall + spent.wall - sum(p.seconds for p in compiling),
             loop_cpu=before.loop_cpu + spent.cpu - sum(p.cpu_seconds for p in compiling),
         )
+        if not self.team.leads:
+            return
         self.history.sync()
         tree = {"state": self.state, "best": self.best}
         self.checkpoints.save(self.position.step, tree, asdict(self.position))
@@ -181,9 +201,17 @@ class Fit:
     def _stop(self, interrupt: Interrupt) -> Stop | None:
         """Whether to stop after this step, for a signal or a limit."""
         run, minutes = self.options.run, (time.monotonic() - self.started) / 60
+        late = run.max_minutes is not None and minutes > run.max_minutes
+        if self.team.count > 1:
+            if self.position.step % AGREE:
+                return None
+            signalled = self.team.any(interrupt.signal is not None)
+            if signalled and interrupt.signal is None:
+                interrupt.signal = signal.SIGTERM  # another process got one
+            late = self.team.any(late)
         if interrupt.signal is not None:
             return Stop(f"signal {interrupt.signal}", False)
-        if run.max_minutes is not None and minutes > run.max_minutes:
+        if late:
             return Stop(f"{run.max_minutes:g} minutes", False)
         if run.max_num_steps is not None and self.position.step >= run.max_num_steps:
             if self.position.batch < self.train.num_batches:
@@ -214,7 +242,8 @@ class Fit:
         else:
             self._check_finite()
         self.position = replace(self.position, epoch=epoch, batch=0)
-        self.state = replace(self.state, loss_sum=jnp.zeros_like(self.state.loss_sum))
+        zero = self.team.same(jnp.zeros((), self.state.loss_sum.dtype))
+        self.state = replace(self.state, loss_sum=zero)
         if self._stage_two_left() and self._stage_two_begins():
             self._begin_stage_two()
 
@@ -284,7 +313,8 @@ class Fit:
             position, plateau_loss=plateau.best, plateau_epoch=plateau.best_epoch, lr=lr
         )
         if lower:
-            stage = replace(self.state.stage, lr=jnp.asarray(lr, self.dtype))
+            rate = self.team.same(jnp.asarray(lr, self.dtype))
+            stage = replace(self.state.stage, lr=rate)
             self.state = replace(self.state, stage=stage)
 
     def _validation_batches(self) -> Iterator[tuple[AtomGraph, Targets]]:
@@ -342,7 +372,7 @@ class Fit:
             plateau_loss=math.inf,
             plateau_epoch=epoch,
         )
-        self.state = replace(self.state, stage=self._stage())
+        self.state = replace(self.state, stage=self.team.same(self._stage()))
         self.progress.tell(f"second stage from epoch {epoch + 1}")
 
     # ------------------------------------------------------------------------------ faults, times
@@ -360,7 +390,8 @@ class Fit:
         batch = self.position.batch - behind
         indices = self.train.order(self.position.epoch)[batch]
         self.position = replace(self.position, step=int(bad), batch=batch)
-        self.state = replace(self.state, bad_step=jnp.full((), -1, jnp.int32))
+        none = self.team.same(jnp.full((), -1, jnp.int32))
+        self.state = replace(self.state, bad_step=none)
         self.save()
         frames = [self.train.items[i].frame.name for i in indices]
         raise InputError(

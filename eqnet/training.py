@@ -244,8 +244,12 @@ def stage_state(
     )
 
 
-def train_step(problem: Task) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
+def train_step(
+    problem: Task, add: Callable[[Any], Any] = lambda tree: tree
+) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
     """The pure function of one step.
+
+    `add` sums over the parts of a batch that other processes compute, see `eqnet.team`.
 
     A loss or gradient that is not finite leaves weights, average and optimiser as they were, then
     and in every later step, and its step is recorded: the host finds the last good state.
@@ -256,9 +260,10 @@ def train_step(problem: Task) -> Callable[[TrainState, AtomGraph, Targets], Trai
         stage = state.stage
 
         def objective(params: Weights) -> jax.Array:
-            return losses.total(sums(params, graph, targets), stage.weights)
+            found = sums(params, graph, targets)
+            return losses.total(found._replace(labels=add(found.labels)), stage.weights)
 
-        loss, gradient = jax.value_and_grad(objective)(state.params)
+        loss, gradient = add(jax.value_and_grad(objective)(state.params))
         updates, opt_state = direction.update(gradient, state.opt_state, state.params)
         done = state.step - stage.start
         rate = course(options, problem.steps_per_epoch, done, stage.length, stage.start == 0)
@@ -304,19 +309,21 @@ class Program:
         *,
         donate: bool = False,
         announce: Callable[[AtomGraph], None] = lambda graph: None,
+        place: Callable[[Any], Any] = lambda batch: batch,
     ):
         self._jitted = program(function, donate_argnums=(0,) if donate else ())
         self._compiled: dict[tuple[int, ...], Any] = {}
-        self._announce = announce
+        self._announce, self._place = announce, place
         self.compilations = 0
         self.seconds = self.cpu_seconds = 0.0
 
     def __call__(self, first: Any, graph: AtomGraph, targets: Targets) -> Any:
         """The value of the function; the first argument is lost if it is donated."""
         key = (*graph.positions.shape, *graph.cell.shape, *graph.neighbors.shape, *graph.rows.shape)
+        graph_here, (graph, targets) = graph, self._place((graph, targets))
         compiled = self._compiled.get(key)
         if compiled is None:
-            self._announce(graph)
+            self._announce(graph_here)
             start = Clock.now()
             compiled = self._jitted.lower(first, graph, targets).compile()
             give_memory_back()

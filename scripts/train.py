@@ -7,13 +7,15 @@ eqnet train --config recipe.yaml molecules.xyz --name second --seed 1
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from eqnet.potential import Potential
     from eqnet.progress import Progress
     from eqnet.run_folder import RunFolder
+    from eqnet.team import Team
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,19 @@ class TrainCommand:
         str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
     ] = None
     """YAML file of options by the names below; what is given here wins over it."""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: none)")
+    ] = None
+    """Train in several processes, each with a part of every batch: run the command once for each,
+    with the address of the first; auto where Slurm, Open MPI or Kubernetes start them."""
+    num_processes: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as started)")
+    ] = None
+    """How many processes there are, with --coordinator HOST:PORT."""
+    process_id: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as started)")
+    ] = None
+    """Which of them this is, from 0, with --coordinator HOST:PORT."""
 
 
 # What `eqnet train` alone does: the built-in example, in a few minutes on two cores.
@@ -66,7 +82,8 @@ INSTEAD = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     started = time.monotonic()
-    options = read_options(list(sys.argv[1:] if argv is None else argv))
+    command = read_command(list(sys.argv[1:] if argv is None else argv))
+    options = command.options
     check(options)
     find_files(options.data)
     from eqnet.data.findings import allowed
@@ -75,10 +92,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = resolve_choices(options)
     if options.run.wandb_project is not None and find_spec("wandb") is None:
         raise InputError("--wandb_project needs the package wandb: pip install wandb")
+    from rich.console import Console
+
     from eqnet.progress import Progress
 
-    with _computing(options):
-        return _train(options, Progress(), started)
+    team = _team(command)
+    progress = Progress(None if team.leads else Console(quiet=True))
+    with _computing(options, team), _run_folder(options, team) as folder:
+        return _train(options, folder, progress, started, team)
+
+
+def _team(command: TrainCommand) -> Team:
+    """The processes of the run."""
+    from eqnet.team import Team, join
+
+    if command.coordinator is not None:
+        return join(command.coordinator, command.num_processes, command.process_id)
+    for name in ("num_processes", "process_id"):
+        if getattr(command, name) is not None:
+            raise InputError(f"--{name} has no effect without --coordinator HOST:PORT: add it")
+    return Team()
+
+
+@contextmanager
+def _run_folder(options: TrainOptions, team: Team) -> Iterator[RunFolder]:
+    """Where the run is kept: by the first process; the others have one that is thrown away."""
+    from eqnet.data.demo import demo_path
+    from eqnet.run_folder import RunFolder
+
+    file = Path(options.data.train_file or demo_path())
+    name = options.run.name or file.name.split(".")[0]
+    if team.leads:
+        yield RunFolder(options.run.work_dir, name)
+        return
+    with TemporaryDirectory() as apart:
+        yield RunFolder(apart, name)
 
 
 def find_files(data: DataOptions) -> None:
@@ -88,8 +136,8 @@ def find_files(data: DataOptions) -> None:
             raise InputError(f"{path}: there is no such file")
 
 
-def read_options(argv: list[str]) -> TrainOptions:
-    """Options of a command line: its flags, then those of --config, then the defaults."""
+def read_command(argv: list[str]) -> TrainCommand:
+    """A command line: its flags, then the options of --config, then the defaults."""
     from eqnet.scripts.command_line import from_file, parse
 
     argv = file_first(argv)
@@ -100,10 +148,9 @@ def read_options(argv: list[str]) -> TrainOptions:
     command = parse(
         TrainCommand, argv, command="train", default=TrainCommand(options=default, config=file)
     )
-    options = command.options
-    if options.data.train_file is None:
-        options = with_demo(options)
-    return options
+    if command.options.data.train_file is None:
+        command = replace(command, options=with_demo(command.options))
+    return command
 
 
 def with_demo(options: TrainOptions) -> TrainOptions:
@@ -139,7 +186,7 @@ def value_of(option: str, argv: list[str]) -> str | None:
 
 
 @contextmanager
-def _computing(options: TrainOptions) -> Iterator[None]:
+def _computing(options: TrainOptions, team: Team) -> Iterator[None]:
     """Device and precision of the run; a device that is full ends it with a sentence."""
     import jax
 
@@ -151,36 +198,36 @@ def _computing(options: TrainOptions) -> Iterator[None]:
             yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            if team.count == 1:
+                raise
+            print(
+                "eqnet: error: another process of the run has ended or cannot be reached "
+                f"({str(error).splitlines()[0][:200]}); the same command, with any number of "
+                "processes, goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(2)  # at a usual end JAX would wait for the others, and then abort
         raise InputError(
             f"{device.platform}:{device.id} ran out of memory; lower --batch_size, "
             "--valid_batch_size or --num_channels, and go on with another --name"
         ) from None
 
 
-def _train(options: TrainOptions, progress: Progress, started: float) -> int:
-    from eqnet.data.demo import demo_path
-    from eqnet.data.findings import find, refuse
-    from eqnet.experiment import build, prepare
+def _train(
+    options: TrainOptions, folder: RunFolder, progress: Progress, started: float, team: Team
+) -> int:
     from eqnet.lock import Lock
-    from eqnet.run_folder import RunFolder
 
-    file = Path(options.data.train_file or demo_path())
-    name = options.run.name or file.name.split(".")[0]
-    options = options.replace({"name": name})
-    folder = RunFolder(options.run.work_dir, name)
-    folder.check_free()
-    experiment = prepare(options, file)
-    train = experiment.datasets["train"]
-    found = find(train, experiment.frames, experiment.items, experiment.references)
-    warnings = refuse(found, options.data.allow)
+    try:
+        prepared = _prepare(options, folder, progress)
+    except InputError:
+        team.any(True)
+        raise
+    if team.any(prepared is None) or prepared is None:
+        return 0 if team.leads else 2
+    experiment, potential = prepared
     data = experiment.provenance()
-    if folder.exists:
-        folder.check_same(experiment.options, data)
-        if _is_finished(folder, experiment, progress):
-            return 0
-    potential = build(experiment)
-    _show_data(progress, experiment, warnings)
     with _writing(folder):
         folder.path.mkdir(parents=True, exist_ok=True)
     with _writing(folder), Lock(folder.lock, progress.tell):
@@ -190,7 +237,32 @@ def _train(options: TrainOptions, progress: Progress, started: float) -> int:
             if note := folder.other_versions(data):
                 progress.tell(note)
         folder.write_config(experiment.options, data)
-        return _fit(experiment, potential, folder, progress, started)
+        return _fit(experiment, potential, folder, progress, started, team)
+
+
+def _prepare(
+    options: TrainOptions, folder: RunFolder, progress: Progress
+) -> tuple[Experiment, Potential] | None:
+    """The data and the first weights, all that can be wrong found; None if the run is finished."""
+    from eqnet.data.demo import demo_path
+    from eqnet.data.findings import find, refuse
+    from eqnet.experiment import build, prepare
+
+    file = Path(options.data.train_file or demo_path())
+    options = options.replace({"name": folder.name})
+    folder.check_free()
+    experiment = prepare(options, file)
+    train = experiment.datasets["train"]
+    found = find(train, experiment.frames, experiment.items, experiment.references)
+    warnings = refuse(found, options.data.allow)
+    data = experiment.provenance()
+    if folder.exists:
+        folder.check_same(experiment.options, data)
+        if _is_finished(folder, experiment, progress):
+            return None
+    potential = build(experiment)
+    _show_data(progress, experiment, warnings)
+    return experiment, potential
 
 
 @contextmanager
@@ -242,6 +314,7 @@ def _fit(
     folder: RunFolder,
     progress: Progress,
     started: float,
+    team: Team,
 ) -> int:
     from eqnet.checkpoint import Checkpoints
     from eqnet.experiment import problem_of
@@ -249,9 +322,12 @@ def _fit(
     from eqnet.results import finish, methods_of
     from eqnet.run_folder import History
     from eqnet.scripts.train_tables import method_line, model_line, waste_line
+    from eqnet.team import leave
 
     options = experiment.options
-    problem, loaders = problem_of(experiment, potential)
+    problem, loaders = problem_of(experiment, potential, team.index, team.count)
+    if team.count > 1:
+        progress.tell(f"{team.count} processes share every batch")
     progress.tell(waste_line(loaders))
     progress.tell(model_line(problem, options))
     if options.model.method == "auto":
@@ -268,13 +344,17 @@ def _fit(
             history=History(folder.path),
             progress=progress,
             started=started,
+            team=team,
         ).run()
+        leave(team)
         if outcome.signal is not None:
             progress.tell(
                 f"stopped by signal {outcome.signal} after step {outcome.position.step}, which is "
                 "saved; the same command goes on from there"
             )
             return 128 + outcome.signal
+        if not team.leads:
+            return 0
         progress.tell(f"training ended after {outcome.reason}; evaluating")
         results = finish(folder, experiment, problem, outcome, tell=progress.tell)
     _show_results(progress, experiment, folder, results)

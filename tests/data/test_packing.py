@@ -194,8 +194,8 @@ def test_what_does_not_fit_is_refused():
     for small in smaller:
         with pytest.raises(InputError, match="do not fit"):
             pack(ITEMS, small)
-    with pytest.raises(InputError):
-        pack([], shape)
+    with pytest.raises(InputError, match="0 structures to pack"):
+        pack([])
 
 
 def test_unknown_elements_are_refused_by_name():

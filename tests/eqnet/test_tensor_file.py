@@ -17,7 +17,7 @@ from eqnet.data.tensor_labels import TENSORS
 from eqnet.errors import InputError
 from eqnet.model_file import load as load_potential
 from eqnet.model_file import read_info
-from eqnet.model_parts import MEMBERS, to_json, weights_of
+from eqnet.model_parts import MEMBERS, OPTIONAL, to_json, weights_of
 from eqnet.models.nequip import NequIP, NequIPConfig
 from eqnet.tensor_evaluation import predict
 from eqnet.tensor_file import load, save
@@ -59,7 +59,7 @@ def file(model: TensorModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def altered(file: Path, target: Path, member: str, change) -> Path:
     """The file with one of its JSON members changed, and sealed again."""
-    members = archive.read(file, MEMBERS, first=("config.json", lambda data: None))
+    members = archive.read(file, MEMBERS, ("config.json", lambda data: None), OPTIONAL)
     content = json.loads(members[member])
     change(content)
     archive.write(target, members | {member: to_json(content)})

@@ -29,7 +29,7 @@ from eqnet.data.frame import to_atoms
 from eqnet.options import TrainOptions, check
 from eqnet.progress import Progress
 from eqnet.scripts import main
-from eqnet.scripts.train import _sending, read_options
+from eqnet.scripts.train import _sending, read_command
 
 TINY = (
     "--num_channels 4 --max_L 0 --max_ell 1 --correlation 1 --num_interactions 1 --r_max 3 "
@@ -177,14 +177,16 @@ def test_yaml_and_flags(water: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_example_gives_way_to_what_is_asked_for() -> None:
-    plain = read_options([]).flat()
+    plain = read_command([]).options.flat()
     assert (plain["num_train"], plain["num_valid"], plain["num_test"]) == (450, 50, 100)
-    chosen = read_options(["--test_fraction", "0.2", "--hidden_irreps", "8x0e", "--lr", "0.5"])
+    chosen = read_command(
+        ["--test_fraction", "0.2", "--hidden_irreps", "8x0e", "--lr", "0.5"]
+    ).options
     check(chosen)
     found = chosen.flat()
     assert (found["num_test"], found["num_channels"], found["name"]) == (None, None, "ethanol")
     assert (found["num_train"], found["lr"]) == (450, 0.5)
-    assert read_options(["water.xyz"]).flat()["num_train"] is None
+    assert read_command(["water.xyz"]).options.flat()["num_train"] is None
 
 
 def nan_force() -> list:
