@@ -9,13 +9,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Slurm sends SIGUSR1 before the time is over if asked to; Windows does not have it.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interrupt:
-    """Within this context SIGTERM and SIGINT set `signal` instead of ending the process.
+    """Within this context SIGTERM, SIGINT and SIGUSR1 set `signal` and do not end the process.
 
-    The exit code of a process ended by signal n is 128 + n: 143 or 130. In a thread that is not the
+    The exit code of a process ended by signal n is 128 + n: 143, 130, 138. In a thread that is not the
     main one Python takes no handlers, and the context does nothing.
     """
 

@@ -85,7 +85,9 @@ def from_file(cls: type, path: Path) -> dict[str, Any]:
     for name, value in read_yaml(path).items():
         known = name.replace("-", "_")
         if known not in types:
-            raise InputError(f"{path}: unknown option {name}{suggestion(known, list(types))}")
+            hint = suggestion(known, list(types))
+            hint = "; options stand alone, not in sections" if isinstance(value, dict) else hint
+            raise InputError(f"{path}: unknown option {name}{hint}")
         values[known] = _typed(value, types[known], f"{path}: {name}")
     return values
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ BAD = {
     "unknown symbol": (GOOD.replace("O ", "Qq "), ["line 3", "'Qq'", "symbol"]),
     "number as symbol": (GOOD.replace("O ", "8 "), ["line 3", "'8'"]),
     "dummy atom": (GOOD.replace("O ", "X "), ["frame 0 of 1", "atom 0", "X"]),
-    "nan force": (GOOD.replace("-0.3", "nan"), ["frame 0 of 1", "REF_forces", "atom 1", "nan"]),
+    "nan force": (GOOD.replace("-0.3", "nan"), ["frame 0 of 1", "REF_forces", "atom 1, column 2,"]),
     "inf energy": (GOOD.replace("-1.5", "inf"), ["frame 0 of 1", "REF_energy", "inf"]),
     "text energy": (GOOD.replace("-1.5", "abc"), ["frame 0 of 1", "REF_energy", "'abc'"]),
     "true energy": (GOOD.replace("-1.5", "T"), ["REF_energy", "'True'", "not a number"]),
@@ -82,6 +84,7 @@ BAD = {
     ),
     "doubled key": (with_comment("REF_energy=-99"), ["line 2", "REF_energy", "twice"]),
     "open quotation": (with_comment('note="a b'), ["line 2", "quotation mark"]),
+    "open lattice": (with_cell('9 0 0 0 9 0 0 0 9').replace(' 0 9"', " 0 9"), ["quotation mark"]),
     "bad properties": (GOOD.replace("pos:R:3", "pos:R"), ["line 2", "Properties"]),
     "endless properties": (GOOD.replace("pos:R:3", "pos:R:99999999999"), ["line 2", "Properties"]),
     "odd pbc": (GOOD.replace('"F F F"', '"Y N M"'), ["pbc", "T and F"]),
@@ -98,7 +101,10 @@ BAD = {
     "big isolated atom": (with_comment("config_type=IsolatedAtom"), ["IsolatedAtom", "3 atoms"]),
     "latin-1": (GOOD.encode() + "3\n\xe9\n".encode("latin-1"), ["line 7", "UTF-8"]),
     "binary": (b"\x00\x01\xff\xfe", ["UTF-8"]),
-    "cut gzip": (gzip.compress(GOOD.encode())[:-9], ["compressed file"]),
+    "utf-16": (GOOD.encode("utf-16"), ["line 1", "byte 0", "UTF-8"]),
+    "cut gzip": (gzip.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
+    "cut bzip2": (bz2.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
+    "cut xz": (lzma.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
 }  # fmt: skip
 
 
@@ -123,6 +129,8 @@ def test_what_is_wrong_is_refused_in_one_sentence(tmp_path, case):
         GOOD + "\n\n",
         GOOD.replace("0.0\n", "0.0   \n"),
         gzip.compress(GOOD.encode()),
+        bz2.compress(GOOD.encode()),
+        lzma.compress(GOOD.encode()),
         GOOD.replace("O ", "o "),
     ],
 )
@@ -135,6 +143,11 @@ def test_harmless_differences_of_files_are_read(tmp_path, text):
 
 def test_blank_lines_between_frames_do_not_end_the_file(tmp_path):
     assert len(read(save(tmp_path, GOOD + "\n" + GOOD)).frames) == 2
+
+
+def test_the_content_tells_whether_a_file_is_compressed(tmp_path):
+    path = save(tmp_path, GOOD, "plain.xyz.gz")
+    assert len(read(path).frames) == len(read(save(tmp_path, gzip.compress(GOOD.encode()))).frames)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):

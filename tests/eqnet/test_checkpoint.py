@@ -189,7 +189,9 @@ def test_kill_while_a_step_is_saved_again_keeps_the_old_one(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000001", "000000002"]
 
 
-def test_other_model_and_other_version_are_refused(tmp_path: Path) -> None:
+def test_other_model_and_other_version_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree(1), {})
     other = tree(1)
@@ -199,6 +201,12 @@ def test_other_model_and_other_version_are_refused(tmp_path: Path) -> None:
     del other["step"]
     with pytest.raises(InputError, match=r"step: int32\[\] there, absent here"):
         checkpoints.restore(other)
+    with monkeypatch.context() as later:
+        later.setattr("eqnet.checkpoint.FORMAT", 9)
+        checkpoints.save(2, tree(2), {})
+    with pytest.raises(InputError, match="000000002 was written by another version of eqnet"):
+        checkpoints.restore(tree(0))
+    assert checkpoints.steps() == [1, 2]  # a sound file, not a damaged one
 
 
 def test_full_disk_names_the_bytes_and_keeps_what_was_there(

@@ -102,7 +102,13 @@ def test_full_disk_is_an_error_with_the_name_of_the_file() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "no valid YAML in line"), ("- 1\n", "must hold lines of"), ("1: 2", "must hold")],
+    [
+        ("a: [1", "no valid YAML in line"),
+        ("- 1\n", "must hold lines of"),
+        ("1: 2", "must hold"),
+        ("a: !!python/object/apply:os.system [exit]", "no valid YAML in line 1"),
+        ("a: !!python/name:os.system", "no valid YAML in line 1"),
+    ],
 )
 def test_broken_yaml(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text(text)

@@ -78,7 +78,7 @@ def test_mistakes_on_a_terminal(encoding: str) -> None:
     import pty
 
     ours, theirs = pty.openpty()
-    code = "from eqnet.scripts import main; main(['md', 'm', 's', '--ensemble', 'npt'])"
+    code = "from eqnet.scripts import main; main(['md', 'm', 's', '--ensemble', 'nph'])"
     with os.fdopen(ours, "rb", buffering=0) as screen:
         environment = os.environ | {"PYTHONIOENCODING": encoding, "TERM": "xterm-256color"}
         command = [sys.executable, "-c", code]
@@ -86,8 +86,8 @@ def test_mistakes_on_a_terminal(encoding: str) -> None:
         os.close(theirs)
         text = screen.read(4096).decode().strip()
     assert text == (
-        "eqnet: error: invalid choice 'npt' for argument '--ensemble'. Expected one of ('nve', "
-        "'langevin'). (see eqnet md --help)"
+        "eqnet: error: invalid choice 'nph' for argument '--ensemble'. Expected one of ('nve', "
+        "'langevin', 'bussi', 'nose_hoover', 'npt'). (see eqnet md --help)"
     )
 
 
@@ -131,6 +131,10 @@ def test_yaml(tmp_path: Path, text: str, expected: dict) -> None:
     ("text", "message"),
     [
         ("rmax: 4", "c.yaml: unknown option rmax; did you mean r_max?"),
+        (
+            "inner:\n  r_max: 4",
+            "c.yaml: unknown option inner; options stand alone, not in sections",
+        ),
         ("seed: 1.5", "c.yaml: seed must be a whole number, not 1.5"),
         ("seed: true", "c.yaml: seed must be a whole number, not True"),
         ("seed: null", "seed must be a whole number, not None"),
