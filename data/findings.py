@@ -151,7 +151,7 @@ def _signs(
             "zero_forces", "error",
             f"{file}: all forces ({keys['forces']}) are 0, but energies differ between structures "
             f"of the same atoms and cell ({where}); name the key that holds the forces with "
-            "--forces_key, or train on energies with --forces_weight 0",
+            "--forces_key, or train on energies alone with --forces_weight 0 as well",
         )  # fmt: skip
     slope = forces_slope(pairs)
     if slope and slope.correlation < OPPOSITE and slope.distance < FAR_PAIR:

@@ -8,6 +8,7 @@ Nothing is converted.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -161,6 +162,7 @@ def _with_edges(item: Item) -> Item:
     return item if item.num_edges else make_item(item.frame, range(1, 119), FAR)
 
 
+@functools.cache
 def _radii() -> np.ndarray:
     from eqnet.data.elements import covalent_radius
 

@@ -155,7 +155,8 @@ class EqnetCalculator(Calculator):
         if len(members) > 1:
             self.implemented_properties += VARIANCES
         if any(member.uncertainty is not None for member in members):
-            self.implemented_properties += ["novelty", "energy_uncertainty"]
+            alone = ["energy_uncertainty"] if len(members) == 1 else []
+            self.implemented_properties += ["novelty", *alone]
         self._tensor_model: TensorModel | None = None
         if self.tensors is not None:
             with computing(self.device, double=self.dtype == "float64", what=f"{self.tensors}"):
@@ -402,13 +403,12 @@ class EqnetCalculator(Calculator):
             "_tensor_model",
             "_compiled",
             "_graph",
-            "_to_replay",
         )
         with self._lock:
             for name, value in self.__dict__.items():
-                if name != "_lock":
+                if name not in ("_lock", "_to_replay"):
                     setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
-        twin._lock = threading.RLock()
+        twin._lock, twin._to_replay = threading.RLock(), list(self._to_replay)
         return twin
 
 

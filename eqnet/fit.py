@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -88,7 +87,7 @@ class Fit:
         )
         self.position = Position(lr=options.optimizer.lr)
         state = training.first_state(problem, self._stage(), options.run.seed)
-        self.state: TrainState = team.same(state)
+        self.state: TrainState = team.from_first(state)
         self.best: Weights = training.copied(self.state.params)
         self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
         self._saved, self._looked = self.begun, 0.0
@@ -112,7 +111,8 @@ class Fit:
                 stop = self._epoch(interrupt) or self._finished()
             self.save()
             unseen = self.position.batch > 0 or not self.history.rows
-            if unseen and interrupt.signal is None:
+            number = self.team.most(interrupt.signal or 0)
+            if self.team.any(self.team.leads and unseen) and not number:
                 self._validate()  # after the checkpoint: the run may go on from there
         return Outcome(
             best=self.team.alone(self.best),
@@ -121,7 +121,7 @@ class Fit:
             history=self.history.rows,
             reason=stop.reason,
             complete=stop.complete,
-            signal=interrupt.signal,
+            signal=number or None,
         )
 
     def _finished(self) -> Stop | None:
@@ -176,11 +176,10 @@ class Fit:
             loop_wall=before.loop_wall + spent.wall - sum(p.seconds for p in compiling),
             loop_cpu=before.loop_cpu + spent.cpu - sum(p.cpu_seconds for p in compiling),
         )
-        if not self.team.leads:
-            return
-        self.history.sync()
-        tree = {"state": self.state, "best": self.best}
-        self.checkpoints.save(self.position.step, tree, asdict(self.position))
+        if self.team.leads:
+            self.history.sync()
+            tree = {"state": self.state, "best": self.best}
+            self.checkpoints.save(self.position.step, tree, asdict(self.position))
         self._saved = time.monotonic()
 
     # ------------------------------------------------------------------------------ one epoch
@@ -201,27 +200,26 @@ class Fit:
     def _stop(self, interrupt: Interrupt) -> Stop | None:
         """Whether to stop after this step, for a signal or a limit."""
         run, minutes = self.options.run, (time.monotonic() - self.started) / 60
-        late = run.max_minutes is not None and minutes > run.max_minutes
-        if self.team.count > 1:
-            if self.position.step % AGREE:
-                return None
-            signalled = self.team.any(interrupt.signal is not None)
-            if signalled and interrupt.signal is None:
-                interrupt.signal = signal.SIGTERM  # another process got one
-            late = self.team.any(late)
-        if interrupt.signal is not None:
-            return Stop(f"signal {interrupt.signal}", False)
-        if late:
-            return Stop(f"{run.max_minutes:g} minutes", False)
+        if self._may_agree():
+            if number := self.team.most(interrupt.signal or 0):
+                return Stop(f"signal {number}", False)
+            if self.team.any(run.max_minutes is not None and minutes > run.max_minutes):
+                return Stop(f"{run.max_minutes:g} minutes", False)
         if run.max_num_steps is not None and self.position.step >= run.max_num_steps:
             if self.position.batch < self.train.num_batches:
                 return Stop(f"{run.max_num_steps} steps", True)
         return None
 
+    def _may_agree(self) -> bool:
+        """Whether several processes ask each other after this step; one alone always may."""
+        return self.team.count == 1 or self.position.step % AGREE == 0
+
     def _now_and_then(self) -> None:
-        """Within a long epoch: look at the loss, save."""
-        now, worked = time.monotonic(), self._working()
-        if worked - self._looked > LOOK_SECONDS:
+        """Within a long epoch: look at the loss, save; by the clock of the first process."""
+        if not self._may_agree():
+            return
+        now, worked, leads = time.monotonic(), self._working(), self.team.leads
+        if self.team.any(leads and worked - self._looked > LOOK_SECONDS):
             loss = float(self._check_finite()) / self.position.batch
             self.progress.within_epoch(
                 self.position.epoch + 1,
@@ -231,7 +229,7 @@ class Fit:
                 self._pace.rate(self.position.step * self.train.batch_size, worked),
             )
             self._looked = self._working()
-        if now - self._saved > self.options.run.checkpoint_interval:
+        if self.team.any(leads and now - self._saved > self.options.run.checkpoint_interval):
             self.save()
 
     def _end_epoch(self) -> None:
@@ -318,7 +316,7 @@ class Fit:
             self.state = replace(self.state, stage=stage)
 
     def _validation_batches(self) -> Iterator[tuple[AtomGraph, Targets]]:
-        """The validation batches; small sets stay on the device."""
+        """The validation batches; small sets stay, on the device if one process has all of them."""
         if self._valid_batches is not None:
             yield from self._valid_batches
             return
@@ -326,7 +324,8 @@ class Fit:
         size = 0
         for batch in self.valid.batches(0):
             size += sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-            batch = jax.device_put(batch) if size <= RESIDENT_BYTES else batch
+            if size <= RESIDENT_BYTES and self.team.count == 1:
+                batch = jax.device_put(batch)
             kept = [*kept, batch] if size <= RESIDENT_BYTES else []
             yield batch
         if len(kept) == self.valid.num_batches:

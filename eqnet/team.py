@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eqnet.device import find_device
 from eqnet.errors import InputError
 
 AXIS = "processes"
@@ -81,14 +82,16 @@ class Team:
         """Arrays of `same` as those of this process alone."""
         return tree if self.mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so in any process; all must ask."""
+    def most(self, here: int) -> int:
+        """The largest of the numbers of all processes; all must ask."""
         if self.mesh is None:
             return here
-        found = jax.jit(jnp.max, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(
-            self.shares(np.int32(here))
-        )
-        return bool(jax.device_get(found))
+        largest = jax.jit(jnp.max, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        return int(jax.device_get(largest(self.shares(np.int32(here)))))
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process; all must ask."""
+        return bool(self.most(int(here)))
 
     def from_first(self, tree: Tree) -> Tree:
         """The arrays that the first process has, in all, for `together`; shapes agree."""
@@ -108,7 +111,9 @@ class Team:
         return bytes(np.asarray(found)).decode().rstrip()
 
 
-def join(coordinator: str, num_processes: int | None, process_id: int | None) -> Team:
+def join(
+    coordinator: str, num_processes: int | None, process_id: int | None, device: str | None = None
+) -> Team:
     """Meet the other processes, before anything else of JAX runs.
 
     Args:
@@ -116,6 +121,7 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
             Slurm, Open MPI and Kubernetes.
         num_processes: how many there are; found with 'auto'.
         process_id: which this one is, from 0; found with 'auto'.
+        device: the name of the one that each process uses, among its own.
 
     Raises:
         InputError: they cannot be found, or did not come.
@@ -144,8 +150,10 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     count = jax.process_count()
     if count == 1:
         return Team()
-    mine = [min(d.id for d in jax.devices() if d.process_index == p) for p in range(count)]
-    devices = [next(d for d in jax.devices() if d.id == chosen) for chosen in mine]
+    mine = find_device(device)
+    number = jax.local_devices(backend=mine.platform).index(mine)
+    everyone = jax.devices(mine.platform)
+    devices = [[d for d in everyone if d.process_index == p][number] for p in range(count)]
     kinds = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((count,), (AXIS,), kinds, devices=devices)
     return Team(jax.process_index(), count, mesh)

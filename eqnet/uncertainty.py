@@ -56,9 +56,11 @@ class Uncertainty:
 
     def novelty(self, features: np.ndarray, species: np.ndarray) -> np.ndarray:
         """How far atoms [n, D] are from those of the training, over the farthest validated, [n]."""
-        return np.sqrt(
-            np.einsum("nd,nde,ne->n", features, self.atom_metric[species], features).clip(0)
-        )
+        found = np.zeros(len(features))
+        for index in np.unique(species):
+            own = species == index
+            found[own] = _lengths(features[own], self.atom_metric[index])
+        return np.sqrt(found)
 
     @staticmethod
     def shapes(elements: int, size: int) -> dict[str, tuple[int, ...]]:
@@ -89,10 +91,11 @@ def calibrate(
     metric = _inverse(np.stack([f.sum(axis=0) for f in known]))
     errors, spreads = [], []
     for frame, features, energy in zip(valid, unseen, energies, strict=True):
-        if frame.energy is not None:
-            total = features.sum(axis=0)
+        total = features.sum(axis=0)
+        spread = total @ metric @ total
+        if frame.energy is not None and frame.energy_weight > 0 and spread > 0:
             errors.append(energy - frame.energy)
-            spreads.append(total @ metric @ total)
+            spreads.append(spread)
     scale = np.mean(np.square(errors) / spreads) if errors else 0.0
     return Uncertainty(scale * metric, _atom_metric(potential, train, known, valid, unseen))
 
@@ -113,9 +116,14 @@ def _atom_metric(
         )
         far = far if len(far) else near
         metric = _inverse(near) if len(near) else np.eye(near.shape[1])
-        edge = np.einsum("nd,de,ne->n", far, metric, far).max(initial=0.0)
+        edge = _lengths(far, metric).max(initial=0.0)
         metrics.append(metric / edge if edge > 0 else metric)
     return np.stack(metrics)
+
+
+def _lengths(features: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """Squared lengths of features [n, D] by a metric [D, D], [n]."""
+    return ((features @ metric) * features).sum(axis=1).clip(0)
 
 
 def _inverse(features: np.ndarray) -> np.ndarray:

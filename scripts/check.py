@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,11 +48,12 @@ class CheckCommand:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    command = _read(list(sys.argv[1:] if argv is None else argv))
+    from eqnet.scripts.train import find_files, read_command
+
+    command = read_command(list(sys.argv[1:] if argv is None else argv), CheckCommand, "check")
     check(command.options)
     options = resolve_choices(command.options)
     from eqnet.data.findings import allowed
-    from eqnet.scripts.train import find_files
 
     find_files(options.data)
     allowed(options.data.allow)
@@ -69,24 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(wide_console(), report)
     if command.json is not None:
         _write(Path(command.json), report)
+    if "refused" in report["forecast"]:
+        return 2
     return int(any(f["level"] in ("error", "warning") for f in report["findings"]))
-
-
-def _read(argv: list[str]) -> CheckCommand:
-    """Options of a command line: its flags, then those of --config, then the defaults."""
-    from eqnet.scripts.command_line import from_file, parse
-    from eqnet.scripts.train import file_first, value_of, with_demo
-
-    argv = file_first(argv)
-    file, options = value_of("config", argv), TrainOptions()
-    if file is not None:
-        options = options.replace(from_file(TrainOptions, Path(file)))
-    command = parse(
-        CheckCommand, argv, command="check", default=CheckCommand(options=options, config=file)
-    )
-    if command.options.data.train_file is None:
-        command = replace(command, options=with_demo(command.options))
-    return command
 
 
 def _check_target(command: CheckCommand) -> None:

@@ -30,6 +30,8 @@ def show(console: Console, report: Mapping[str, Any]) -> None:
         console.print(f"[{style}]{finding['level']}:[/] {escape(finding['text'])}", highlight=False)
     bad = sum(finding["level"] != "note" for finding in report["findings"])
     words = f"{bad} of the findings would ruin a training" if bad else "nothing speaks against it"
+    if "refused" in report["forecast"]:
+        bad, words = 1, "a training with these options is refused"
     console.print(f"check: {words}", style="bold red" if bad else "bold green", highlight=False)
 
 

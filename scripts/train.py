@@ -7,6 +7,8 @@ eqnet train --config recipe.yaml molecules.xyz --name second --seed 1
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import time
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     team = _team(command)
     progress = Progress(None if team.leads else Console(quiet=True))
-    with _computing(options, team), _run_folder(options, team) as folder:
+    with _computing(options), _run_folder(options, team) as folder:
         return _train(options, folder, progress, started, team)
 
 
@@ -107,7 +109,8 @@ def _team(command: TrainCommand) -> Team:
     from eqnet.team import Team, join
 
     if command.coordinator is not None:
-        return join(command.coordinator, command.num_processes, command.process_id)
+        device = command.options.run.device
+        return join(command.coordinator, command.num_processes, command.process_id, device)
     for name in ("num_processes", "process_id"):
         if getattr(command, name) is not None:
             raise InputError(f"--{name} has no effect without --coordinator HOST:PORT: add it")
@@ -136,18 +139,18 @@ def find_files(data: DataOptions) -> None:
             raise InputError(f"{path}: there is no such file")
 
 
-def read_command(argv: list[str]) -> TrainCommand:
-    """A command line: its flags, then the options of --config, then the defaults."""
+def read_command(argv: list[str], kind: type[Any] = TrainCommand, name: str = "train") -> Any:
+    """A command line: its flags, then the options of --config, then the defaults.
+
+    `kind` has the fields `options` and `config`, and what else its command takes.
+    """
     from eqnet.scripts.command_line import from_file, parse
 
     argv = file_first(argv)
-    file = value_of("config", argv)
-    default = TrainOptions()
+    file, options = value_of("config", argv), TrainOptions()
     if file is not None:
-        default = default.replace(from_file(TrainOptions, Path(file)))
-    command = parse(
-        TrainCommand, argv, command="train", default=TrainCommand(options=default, config=file)
-    )
+        options = options.replace(from_file(TrainOptions, Path(file)))
+    command = parse(kind, argv, command=name, default=kind(options=options, config=file))
     if command.options.data.train_file is None:
         command = replace(command, options=with_demo(command.options))
     return command
@@ -186,7 +189,7 @@ def value_of(option: str, argv: list[str]) -> str | None:
 
 
 @contextmanager
-def _computing(options: TrainOptions, team: Team) -> Iterator[None]:
+def _computing(options: TrainOptions) -> Iterator[None]:
     """Device and precision of the run; a device that is full ends it with a sentence."""
     import jax
 
@@ -198,16 +201,7 @@ def _computing(options: TrainOptions, team: Team) -> Iterator[None]:
             yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            if team.count == 1:
-                raise
-            print(
-                "eqnet: error: another process of the run has ended or cannot be reached "
-                f"({str(error).splitlines()[0][:200]}); the same command, with any number of "
-                "processes, goes on from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(2)  # at a usual end JAX would wait for the others, and then abort
+            raise
         raise InputError(
             f"{device.platform}:{device.id} ran out of memory; lower --batch_size, "
             "--valid_batch_size or --num_channels, and go on with another --name"
@@ -224,9 +218,12 @@ def _train(
     except InputError:
         team.any(True)
         raise
+    if team.any(False):
+        raise InputError("another process of the run was refused, see its message")
     if team.any(prepared is None) or prepared is None:
-        return 0 if team.leads else 2
+        return 0
     experiment, potential = prepared
+    _check_same_everywhere(experiment, potential, team)
     data = experiment.provenance()
     with _writing(folder):
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -238,6 +235,25 @@ def _train(
                 progress.tell(note)
         folder.write_config(experiment.options, data)
         return _fit(experiment, potential, folder, progress, started, team)
+
+
+def _check_same_everywhere(experiment: Experiment, potential: Potential, team: Team) -> None:
+    """Refuse processes with other options, other data, or other ways to compute products."""
+    from eqnet.options import free_options
+    from eqnet.results import methods_of
+    from eqnet.run_folder import plain
+
+    options, free = experiment.options, free_options(experiment.options)
+    facts = {name: v for name, v in plain(options.flat()).items() if name not in free}
+    data = experiment.provenance()
+    facts |= {"files": data["files"], "versions": data["versions"]}
+    text = json.dumps(facts | {"methods": methods_of(potential.model)}, sort_keys=True)
+    here = hashlib.sha256(text.encode()).hexdigest()
+    if team.any(team.text_from_first(here) != here):
+        raise InputError(
+            "the processes of the run differ in their options, files, versions or, with --method "
+            "auto, in the methods that are fastest for them: start all with the same command"
+        )
 
 
 def _prepare(
@@ -334,8 +350,8 @@ def _fit(
         progress.tell(method_line(methods_of(potential.model)))
     checkpoints = Checkpoints(folder.checkpoints, tell=progress.tell)
     checkpoints.remove_leftovers()
-    with _sending(options, progress):
-        outcome = Fit(
+    with _sending(options, progress, team.leads):
+        fit = Fit(
             problem,
             options,
             loaders["train"],
@@ -345,7 +361,9 @@ def _fit(
             progress=progress,
             started=started,
             team=team,
-        ).run()
+        )
+        with _losing(team):
+            outcome = fit.run()
         leave(team)
         if outcome.signal is not None:
             progress.tell(
@@ -362,10 +380,30 @@ def _fit(
 
 
 @contextmanager
-def _sending(options: TrainOptions, progress: Progress) -> Iterator[None]:
+def _losing(team: Team) -> Iterator[None]:
+    """The end of this process with a sentence when another one is lost."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if team.count == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        print(
+            "eqnet: error: another process of the run has ended or cannot be reached "
+            f"({str(error).splitlines()[0][:200]}); the same command, with any number of "
+            "processes, goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # at a usual end JAX would wait for the others, and then abort
+
+
+@contextmanager
+def _sending(options: TrainOptions, progress: Progress, leads: bool = True) -> Iterator[None]:
     """Send rows of the history to Weights & Biases, if that was asked for."""
     project = options.run.wandb_project
-    if project is None:
+    if project is None or not leads:
         yield
         return
     import wandb  # pyright: ignore[reportMissingImports]
