@@ -209,7 +209,7 @@ def prepare(
         shift=shift,
         residual=residual,
         config=config,
-        notes=tuple(repetitions(frames)),
+        notes=(*repetitions(frames), *_one_batch(options, len(frames["train"]))),
     )
 
 
@@ -354,6 +354,14 @@ def _resolve_loss(options: TrainOptions, train: Sequence[Frame]) -> TrainOptions
     if two.stage_two and two.stage_two_stress_weight is None:
         values["stage_two_stress_weight"] = 50.0 if options.loss.loss == "l1" else 10.0
     return options.replace(values)
+
+
+def _one_batch(options: TrainOptions, structures: int) -> list[str]:
+    """A note if a batch has fewer structures than were asked for."""
+    size = options.run.batch_size
+    if size <= structures:
+        return []
+    return [f"--batch_size {size} is more than the {structures} training structures: one batch"]
 
 
 def _resolve_length(options: TrainOptions, structures: int, config: Any) -> TrainOptions:

@@ -17,8 +17,8 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 class Interrupt:
     """Within this context SIGTERM, SIGINT and SIGUSR1 set `signal` and do not end the process.
 
-    The exit code of a process ended by signal n is 128 + n: 143, 130, 138. In a thread that is not the
-    main one Python takes no handlers, and the context does nothing.
+    The exit code of a process ended by signal n is 128 + n: 143, 130, 138. In a thread that is not
+    the main one Python takes no handlers, and the context does nothing.
     """
 
     def __init__(self) -> None:

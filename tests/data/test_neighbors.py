@@ -100,6 +100,19 @@ def test_one_atom_in_a_cell_much_smaller_than_the_cutoff():
     check_order_and_reverse(edges)
 
 
+def test_a_needle_and_a_huge_cell():
+    """Work goes with the atoms, not with the volume: bins of a grid here would be 1e13."""
+    heights = 3.0 * np.arange(1000)
+    needle = np.stack([heights * 0 + 0.1, heights * 0 + 0.1, heights], axis=1)
+    edges = neighbor_list(needle, np.diag([2.6, 2.6, 3000.0]), np.ones(3, bool), 5.0)
+    # 8 images within 5 A in the plane, 9 in each of those 3 A above and below
+    np.testing.assert_array_equal(np.bincount(edges.centers), np.full(1000, 8 + 2 * 9))
+    corners = np.array([[0.5, 0, 0], [99_999.0, 0, 0], [50_000.0, 50_000.0, 50_000.0]])
+    edges = neighbor_list(corners, 1e5 * np.eye(3), np.ones(3, bool), 5.0)
+    assert as_set(edges) == {(0, 1, (-1, 0, 0)), (1, 0, (1, 0, 0))}
+    np.testing.assert_allclose(edges.distances, 1.5, atol=1e-9)
+
+
 def test_no_neighbours():
     for n in (0, 1):
         edges = neighbor_list(np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3, bool), 5.0)

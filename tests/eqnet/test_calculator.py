@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from eqnet.model_file import save
 from eqnet.verlet_list import VerletList, compilation
 
 POTENTIAL = morse_potential()
+TRAINED = Path(__file__).parents[1] / "references" / "model_format_1.eqnet"
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +358,40 @@ def test_atoms_that_meet_after_a_search(calc: EqnetCalculator) -> None:
         atoms.get_forces()
 
 
+def test_a_full_device_is_a_sentence_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = ethanol()
+    atoms.calc = calculator = EqnetCalculator(POTENTIAL, dtype="float64")
+
+    def full(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 9876543 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calculator, "_predict", full)
+        words = "cpu:0 ran out of memory for 9 atoms; use a smaller skin, .* 9876543 bytes"
+        with pytest.raises(InputError, match=words):
+            atoms.get_potential_energy()
+    assert atoms.get_potential_energy() == pytest.approx(energy_of(atoms), rel=1e-12)
+
+
+def test_very_far(single: EqnetCalculator) -> None:
+    """A molecule 1e8 A away, and one atom of a crystal ten million cells outside."""
+    for atoms, moved in ((ethanol(), slice(None)), (crystal(), slice(1))):
+        far = atoms.copy()
+        far.positions[moved] += 1e7 * atoms.cell.array[0] if atoms.pbc.any() else 1e8
+        atoms.calc = far.calc = single
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        assert far.get_potential_energy() == pytest.approx(energy, abs=5e-6)
+        np.testing.assert_allclose(far.get_forces(), forces, atol=1e-5)
+
+
+def test_very_near() -> None:
+    """A trained network on pairs nearer than any that it was trained on."""
+    calculator = EqnetCalculator(TRAINED, verify=False)
+    for distance in (1.001e-3, 1e-2, 0.1):
+        atoms = Atoms("OH", [[0, 0, 0], [0, 0, distance]], calculator=calculator)
+        assert np.isfinite(atoms.get_potential_energy()) and np.isfinite(atoms.get_forces()).all()
+
+
 def test_stress_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = crystal()
     atoms.calc = calculator = EqnetCalculator(POTENTIAL, dtype="float64")
@@ -455,6 +492,20 @@ def test_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"other")
     with pytest.raises(InputError, match="gone or changed"):
         pickle.loads(data)
+
+
+def test_a_new_process_takes_a_used_calculator(tmp_path: Path) -> None:
+    """What `multiprocessing` does with the method spawn."""
+    water = Atoms("OH2", [[0.0, 0.0, 0.0], [0.9, 0.1, 0.0], [-0.3, 0.9, 0.2]])
+    water.calc = EqnetCalculator(TRAINED, verify=False)
+    energy = water.get_potential_energy()
+    water.calc.results = {}  # the other process is to compute, not to copy
+    (tmp_path / "water").write_bytes(pickle.dumps(water))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).get_potential_energy())"
+    command = [sys.executable, "-c", code, str(tmp_path / "water")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(energy, abs=1e-5)
 
 
 def test_optimiser(calc: EqnetCalculator) -> None:

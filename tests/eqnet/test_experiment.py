@@ -211,3 +211,11 @@ def test_structures_in_two_roles_are_told(tmp_path: Path) -> None:
     assert len(found.notes) == 1
     assert found.notes[0].startswith("9 test structures are also among the training structures")
     assert not prepare(options(num_test=3), file_of(tmp_path, frames)).notes
+
+
+def test_a_batch_larger_than_the_set_is_told(tmp_path: Path) -> None:
+    file = file_of(tmp_path, small_run.frames(10))
+    assert not prepare(options(batch_size=9), file).notes
+    found = prepare(options(batch_size=10), file)
+    assert found.notes == ("--batch_size 10 is more than the 9 training structures: one batch",)
+    assert found.options.run.max_num_epochs == 20_000  # of one step

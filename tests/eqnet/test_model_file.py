@@ -217,6 +217,18 @@ def test_doubled_and_compressed_members(model: Path, tmp_path: Path) -> None:
         load(bomb)
 
 
+def test_sizes_are_looked_at_before_they_are_believed(model: Path, tmp_path: Path) -> None:
+    long = json.dumps(config_of(model)).encode() + b" " * 2**24
+    with pytest.raises(InputError, match=r"refused, config.json claims 16\d{6} bytes"):
+        load(rewrite(model, tmp_path / "long.eqnet", config_json=long))
+    for shape in ([-3], [2**40], [2**62, 4]):
+        entry = {"model.depth": {"dtype": "F32", "shape": shape, "data_offsets": [0, 12]}}
+        header = json.dumps(entry).encode()
+        data = len(header).to_bytes(8, "little") + header + bytes(12)
+        with pytest.raises(InputError, match="shape.eqnet: weights.safetensors is damaged"):
+            load(rewrite(model, tmp_path / "shape.eqnet", weights_safetensors=data))
+
+
 def test_other_version(model: Path, tmp_path: Path) -> None:
     config = config_of(model) | {"format": 9, "eqnet": "9.9"}
     path = rewrite(model, tmp_path / "new.eqnet", config_json=config, new_member=b"x")

@@ -104,6 +104,22 @@ def test_a_step_without_a_finite_loss_changes_nothing(tmp_path: Path, x64: None)
             np.testing.assert_array_equal(a, b)
 
 
+def test_structures_without_neighbours_are_trained_on(tmp_path: Path, x64: None) -> None:
+    """An atom and two far ones beside a molecule: the loss of a prediction, finite gradients."""
+    data, chosen = small_run.frames(7), small_run.options(default_dtype="float64", batch_size=3)
+    data[1] = replace(data[1], numbers=np.array([8]), positions=np.zeros((1, 3)),
+                      forces=np.zeros((1, 3)))  # fmt: skip
+    data[2] = replace(data[2], numbers=np.array([1, 1]), positions=50.0 * np.eye(2, 3),
+                      forces=np.zeros((2, 3)))  # fmt: skip
+    (batch,) = small_run.fit(tmp_path, chosen, train=3, data=data).train.batches(0)
+    made = problem(loss="mse", ema=False)
+    state = state_of(made)
+    loss = loss_by_hand(made, state.params, batch)
+    after = jax.jit(training.train_step(made))(state, *batch)
+    assert float(after.loss_sum) == pytest.approx(loss, rel=1e-12) and int(after.bad_step) < 0
+    assert all(np.isfinite(weight).all() for weight in after.params)
+
+
 def test_nan_stops_the_run_and_names_the_frames(tmp_path: Path) -> None:
     data = small_run.frames(11)
     forces = np.array(data[4].forces)

@@ -133,7 +133,7 @@ def test_yaml(tmp_path: Path, text: str, expected: dict) -> None:
         ("rmax: 4", "c.yaml: unknown option rmax; did you mean r_max?"),
         (
             "inner:\n  r_max: 4",
-            "c.yaml: unknown option inner; options stand alone, not in sections",
+            "c.yaml: unknown option inner; options stand alone, not in",
         ),
         ("seed: 1.5", "c.yaml: seed must be a whole number, not 1.5"),
         ("seed: true", "c.yaml: seed must be a whole number, not True"),
