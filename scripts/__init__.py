@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from eqnet.compiled_programs import keep_compiled_programs
-from eqnet.errors import InputError
+from eqnet.errors import InputError, OutOfDomain
 
 COMMANDS = {
     "train": "fit a potential to a file of labelled structures",
@@ -26,6 +28,8 @@ COMMANDS = {
     "info": "what is in a model file",
     "bench": "what tensor products and models cost on this machine",
 }
+
+_SHOW = warnings.showwarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +73,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command; a mistake of the user ends with one sentence on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_compiled_programs()
+    shown, warnings.showwarning = warnings.showwarning, _show
     try:
         return _to_the_pipe(lambda: import_module(f"eqnet.scripts.{name}").main(argv) or 0)
     except InputError as error:
@@ -76,6 +81,16 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        warnings.showwarning = shown
+
+
+def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning for users without the line of code that it comes from."""
+    if issubclass(category, OutOfDomain):
+        print(f"eqnet: warning: {message}", file=sys.stderr)
+    else:
+        _SHOW(message, category, *where, **more)
 
 
 def _to_the_pipe(command: Callable[[], int]) -> int:

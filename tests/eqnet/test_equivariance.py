@@ -157,6 +157,8 @@ def test_sentences() -> None:
     assert told.endswith("root mean square (mirror images are told apart by choice).")
 
 
+# three validated structures are soon left behind, by a model that changes with the orientation
+@pytest.mark.filterwarnings("ignore::eqnet.errors.OutOfDomain")
 def test_a_run_with_a_low_rank_says_so_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
