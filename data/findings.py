@@ -252,8 +252,9 @@ def evidence_words(evidence: Evidence, units: Mapping[str, str]) -> str:
 def _reference_energies(
     dataset: Dataset, frames: Sequence[Frame], report: ReferenceReport
 ) -> Iterator[Finding]:
-    """Given E0s that explain far less than fitted ones, and no binding energy accounts for it."""
-    if report.method != "given" or report.num_frames < 2:
+    """E0s that explain far less than fitted ones, and no binding energy accounts for it."""
+    sources = {"given": "given E0s", "isolated": "energies of the isolated atoms"}
+    if report.method not in sources or report.num_frames < 2:
         return
     _, fitted = atomic_energies("least_squares", frames, {}, report.elements)
     left = math.hypot(report.mean, report.rms / 1000)
@@ -261,8 +262,8 @@ def _reference_energies(
     if unbound and left > E0S_FACTOR * fitted.rms / 1000:
         yield Finding(
             "E0s", "error",
-            f"{dataset.report.file}: the given E0s leave {report.mean:.4g} eV per atom on average, "
-            f"{report.rms / 1000:.3g} around it, of the energies, fitted ones "
+            f"{dataset.report.file}: the {sources[report.method]} leave {report.mean:.4g} eV per "
+            f"atom on average, {report.rms / 1000:.3g} around it, of the energies, fitted ones "
             f"{fitted.rms / 1000:.3g}: more than chemical binding; take E0s of the same method, or "
             "--E0s least_squares",
         )  # fmt: skip

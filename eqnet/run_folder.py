@@ -189,6 +189,21 @@ class History:
             writer.writerow(row)
 
 
+def check_can_go_on(folder: Path) -> None:
+    """Refuse a run whose checkpoints are gone: it would start over without having been asked.
+
+    Raises:
+        InputError: there are validations, and no checkpoint, or damaged ones alone.
+    """
+    checkpoints = folder / "checkpoints"
+    gone = all(path.name.endswith(".damaged") for path in checkpoints.glob("*"))
+    if gone and (folder / "metrics.jsonl").is_file():
+        raise InputError(
+            f"{folder} holds a run that cannot go on, as {checkpoints} has no sound checkpoint: "
+            "train elsewhere (another --name or --out), or delete the folder to start again"
+        )
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     with naming(path), replacing(path) as partial:

@@ -105,9 +105,14 @@ def _relax(options: RelaxOptions, atoms: Atoms, output: Path, trajectory: Path) 
     write, close = open_trajectory(trajectory)
     try:
         converged, steps = _optimize(options, atoms, write, console)
+    except InputError as error:  # these positions have no energy: they are no result
+        raise InputError(f"{error}; {trajectory} ends with the last good step") from None
+    except KeyboardInterrupt:
+        write_structure(output, atoms)
+        raise
     finally:
         close()
-        write_structure(output, atoms)
+    write_structure(output, atoms)
     _summary(console, before, _state(atoms), steps)
     console.print(f"relaxed structure: {output}, every step: {trajectory}", markup=False)
     if not converged:

@@ -263,6 +263,7 @@ def _prepare(
     from eqnet.data.demo import demo_path
     from eqnet.data.findings import find, refuse
     from eqnet.experiment import build, prepare
+    from eqnet.run_folder import check_can_go_on
 
     file = Path(options.data.train_file or demo_path())
     options = options.replace({"name": folder.name})
@@ -276,6 +277,7 @@ def _prepare(
         folder.check_same(experiment.options, data)
         if _is_finished(folder, experiment, progress):
             return None
+        check_can_go_on(folder.path)
     potential = build(experiment)
     _show_data(progress, experiment, warnings)
     return experiment, potential

@@ -102,7 +102,7 @@ def _check_same(options: TensorOptions) -> None:
         InputError: naming what differs.
     """
     from eqnet.files import digest
-    from eqnet.run_folder import write
+    from eqnet.run_folder import check_can_go_on, write
 
     now = asdict(options) | {"train_file": digest(options.train_file)}
     for free in ("test_file", "out", "max_minutes"):
@@ -110,6 +110,7 @@ def _check_same(options: TensorOptions) -> None:
     now = json.loads(json.dumps(now))
     folder = Path(options.out)
     path = folder / "options.json"
+    check_can_go_on(folder)
     if (folder / "checkpoints").exists():
         before = json.loads(path.read_text()) if path.is_file() else {}
         if different := [name for name in now if now[name] != before.get(name)]:

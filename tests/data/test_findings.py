@@ -31,14 +31,16 @@ def ethanol() -> tuple[Frame, ...]:
     return tuple(read(demo_path()).frames[:200])
 
 
-def found_in(frames, E0s: str | Mapping[Any, float] = "auto") -> Findings:
-    frames = list(frames)
+def found_in(
+    frames, E0s: str | Mapping[Any, float] = "auto", isolated: dict[int, float] | None = None
+) -> Findings:
+    frames, isolated = list(frames), isolated or {}
     elements = sorted({int(z) for f in frames for z in f.numbers})
     rows = [LabelRow(k, f"my_{k}", "structure", 1, 0, 0, "") for k in ("energy", "forces")]
     rows.append(LabelRow("stress", "my_stress", "structure", 1, 0, 0, ""))
-    dataset = Dataset(frames, {}, LabelReport("train.xyz", len(frames), rows))
+    dataset = Dataset(frames, isolated, LabelReport("train.xyz", len(frames), rows))
     items = {"train": make_items(frames, elements, 5.0)}
-    _, references = atomic_energies(E0s, frames, {}, elements)
+    _, references = atomic_energies(E0s, frames, isolated, elements)
     return find(dataset, {"train": frames}, items, references)
 
 
@@ -115,18 +117,40 @@ def test_units_are_a_warning_with_factor_and_evidence() -> None:
     assert refuse(found_in(converted(CRYSTALS, stress=units.GPa)), None) == [finding.text]
 
 
-def test_reference_energies_of_another_method() -> None:
-    compositions = ((1, 2), (2, 1), (3, 1), (1, 1))
-    frames = []
+TOTAL = {6: -1030.0, 8: -2043.0}  # eV, of atoms
+
+
+def oxides() -> list[Frame]:
+    """Bound by 4 eV per atom, nearly."""
+    compositions, frames = ((1, 2), (2, 1), (3, 1), (1, 1)), []
     for index, (carbons, oxygens) in enumerate(compositions * 3):
         numbers = np.repeat([6, 8], [carbons, oxygens])
         positions = np.outer(np.arange(len(numbers)), [1.3, 0, 0])
-        energy = -1030.0 * carbons - 2043.0 * oxygens - 4.0 * len(numbers) + 0.01 * (index % 3)
+        energy = sum(TOTAL[z] - 4.0 for z in numbers) + 0.01 * (index % 3)
         frames.append(Frame(numbers, positions, np.zeros((3, 3)), np.zeros(3, bool), energy))
-    assert not found_in(frames, {6: -1030.0, 8: -2043.0}).found  # 4 eV per atom are binding
+    return frames
+
+
+def test_reference_energies_of_another_method() -> None:
+    frames = oxides()
+    assert not found_in(frames, TOTAL).found
+    assert not found_in(frames, isolated=TOTAL).found
     assert not found_in(frames, "least_squares").found
     (finding,) = found_in(frames, {6: -150.0, 8: -430.0}).found
     assert finding.kind == "E0s" and "--E0s least_squares" in finding.text
+    (finding,) = found_in(frames, isolated={6: -150.0, 8: -430.0}).found
+    assert "the energies of the isolated atoms leave" in finding.text
+
+
+def test_reference_energies_subtracted_twice() -> None:
+    """Cohesive energies beside energies of atoms, given or found in the file."""
+    frames = changed(oxides(), energy=lambda f: f.energy - sum(TOTAL[z] for z in f.numbers))
+    assert not found_in(frames, {6: 0.0, 8: 0.0}).found
+    for found in (found_in(frames, TOTAL), found_in(frames, isolated=TOTAL)):
+        (finding,) = found.found
+        assert (finding.kind, finding.level) == ("E0s", "error")
+        with pytest.raises(InputError, match="--allow E0s trains on it as it is"):
+            refuse(found, None)
 
 
 def test_kinds_that_may_be_allowed() -> None:

@@ -12,6 +12,7 @@ from ase.io import read, write
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
+from eqnet import EqnetCalculator
 from eqnet.model_file import save
 from eqnet.scripts import run
 
@@ -75,6 +76,29 @@ def test_cell(folder: Path) -> None:
         strained = relaxed.copy()
         strained.set_cell(relaxed.cell.array * factor, scale_atoms=True)
         assert energy(strained) > energy(relaxed)
+
+
+def test_an_answer_that_is_not_finite_keeps_the_last_good_step(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calculate, calls = EqnetCalculator._run, []
+
+    def overflow(self, graph, n):
+        calls.append(n)
+        found = calculate(self, graph, n)
+        if len(calls) > 3:
+            found[0].forces[1, 2] = np.nan
+        return found
+
+    monkeypatch.setattr(EqnetCalculator, "_run", overflow)
+    assert run("relax", ["model.eqnet", "water.xyz", "--fmax", "1e-6"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("eqnet: error: ") and err.count("\n") == 1
+    assert "the model's answer for atom 1 (H) is not finite" in err
+    assert err.endswith("; water_relaxed.traj ends with the last good step\n")
+    way = frames("water_relaxed.traj")
+    assert len(way) == len(calls) - 1 and np.isfinite(way[-1].get_forces()).all()
+    assert not Path("water_relaxed.xyz").exists()
 
 
 def test_not_converged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

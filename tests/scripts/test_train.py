@@ -201,6 +201,7 @@ def nan_force() -> list:
     [
         ("nowhere.xyz", "nowhere.xyz: there is no such file"),
         ("empty.xyz", "empty.xyz: 0 frames"),
+        ("one.xyz", "1 frames"),
         ("nan.xyz", "nan.xyz, frame 5 of 8: REF_forces"),
         ("element.xyz", "element.xyz, frame 0"),
         ("shape.xyz", "shape.xyz, frame 0"),
@@ -224,6 +225,7 @@ def test_mistakes_cost_one_sentence_and_leave_nothing(
     water: Path, capsys: pytest.CaptureFixture[str], words: str, message: str
 ) -> None:
     Path("empty.xyz").write_text("")
+    write("one.xyz", to_atoms(small_run.frames(1)[0]), format="extxyz")
     write("nan.xyz", [to_atoms(frame) for frame in nan_force()], format="extxyz")
     Path("element.xyz").write_text("1\nProperties=species:S:1:pos:R:3 energy=1\nQq 0 0 0\n")
     Path("shape.xyz").write_text(
@@ -235,6 +237,44 @@ def test_mistakes_cost_one_sentence_and_leave_nothing(
     error = capsys.readouterr().err
     assert message in error and error.startswith("eqnet: error: ") and error.count("\n") == 1
     assert set(os.listdir()) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_refusal_leaves_a_run_as_it_was(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "water.xyz", *TINY, "--scheduler", "constant", "--max_num_epochs"]
+    assert main([*command, "1"]) == 0
+    run, kept, data = Path("runs/water"), Path("kept"), water.read_bytes()
+    whole = contents(run)
+
+    def refused(message: str, *more: str) -> None:
+        capsys.readouterr()
+        before = contents(run)
+        assert main([*command, "2", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("eqnet: error: ") and error.count("\n") == 1
+        assert message in error and contents(run) == before
+
+    refused("lr was 0.01, is 0.02", "--lr", "0.02")
+    refused("num_channels was 4, is 5", "--num_channels", "5")
+    refused("no frame has the forces key frc", "--forces_key", "frc")
+    water.write_bytes(data + data[: data.index(b"\n3\n") + 1])
+    refused("the train file is not the one that the run in runs/water began with")
+    water.write_bytes(data[:-60])
+    refused("water.xyz, frame 19")
+    water.write_bytes(data)
+    (run / "checkpoints").rename(kept)
+    refused("runs/water/checkpoints has no sound checkpoint")
+    (run / "checkpoints").mkdir()
+    for path in kept.iterdir():  # as a start leaves them that found none to be intact
+        shutil.copytree(path, run / "checkpoints" / f"{path.name}.damaged")
+    refused("runs/water/checkpoints has no sound checkpoint")
+    shutil.rmtree(run / "checkpoints")
+    kept.rename(run / "checkpoints")
+    assert contents(run) == whole
+    assert main([*command, "2"]) == 0 and "going on from step" in capsys.readouterr().out
 
 
 def test_rows_go_to_weights_and_biases(monkeypatch: pytest.MonkeyPatch) -> None:
