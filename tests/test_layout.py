@@ -134,3 +134,16 @@ def test_imports_change_no_jax_setting() -> None:
         "changed = {k: (before.get(k), v) for k, v in after.items() if before.get(k) != v}\n"
         "assert not changed, changed\n"
     )
+
+
+def test_no_file_can_bring_code() -> None:
+    """Nothing in the package evaluates text or opens formats that hold code."""
+    formats = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+    calls = {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+    for module, path in modules():
+        assert not {name.split(".")[0] for name in imports(path)} & formats, module
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in calls, f"{module}: line {node.lineno}"
+                allowed = [k.value for k in node.keywords if k.arg == "allow_pickle"]
+                assert all(ast.unparse(value) == "False" for value in allowed), module
