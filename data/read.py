@@ -25,6 +25,7 @@ from eqnet.data.labels import (
     unused_labels,
 )
 from eqnet.errors import InputError
+from eqnet.files import digest
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,6 +55,7 @@ class Dataset:
     frames: list[Frame]
     isolated: dict[int, float]  # atomic number -> eV
     report: LabelReport
+    sha256: str = ""  # of the file that was read
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -83,7 +85,7 @@ def read(
         InputError: the file is missing, malformed or lacks what was asked for.
     """
     file = str(path)
-    images = read_images(path)
+    images, sha256 = _read_unchanged(Path(path))
     frames, sources, notes = label_frames(images, keys or Keys(), require, file)
     energies, rest = _isolated_atoms(frames, len(images), unmarked=isolated)
     if not rest:
@@ -100,7 +102,16 @@ def read(
     absent = sorted(set(require) - {row.label for row in report.rows})
     if absent:
         raise InputError(f"{file}: only isolated atoms have {absent[0]}; structures need it too")
-    return Dataset(rest, energies, report)
+    return Dataset(rest, energies, report, sha256)
+
+
+def _read_unchanged(path: Path) -> tuple[list[Atoms], str]:
+    """The structures and the SHA-256 of their file, which nobody writes meanwhile."""
+    before = path.stat() if path.exists() else None
+    images, sha256, after = read_images(path), digest(path), path.stat()
+    if before is None or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(f"{path}: the file changed while it was read; try again when it is whole")
+    return images, sha256
 
 
 def read_images(path: str | Path) -> list[Atoms]:

@@ -89,7 +89,7 @@ class Experiment:
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the data: digests of the files, sizes, the structures of each role."""
-        files = {role: digest(data.report.file) for role, data in self.datasets.items()}
+        files = {role: data.sha256 for role, data in self.datasets.items()}
         if self.options.data.split_file is not None:
             files["split"] = digest(self.options.data.split_file)
         return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +113,23 @@ def test_a_needle_and_a_huge_cell():
     edges = neighbor_list(corners, 1e5 * np.eye(3), np.ones(3, bool), 5.0)
     assert as_set(edges) == {(0, 1, (-1, 0, 0)), (1, 0, (1, 0, 0))}
     np.testing.assert_allclose(edges.distances, 1.5, atol=1e-9)
+
+
+def test_memory_does_not_grow_with_the_volume():
+    code = (
+        "import resource, numpy as np\n"
+        "from eqnet.data.neighbors import neighbor_list\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def search(size):\n"
+        "    places = np.random.default_rng(0).uniform(0, 20, (50, 3))\n"
+        "    neighbor_list(places, np.diag(size), np.ones(3, bool), 5.0)\n"
+        "search([25.0] * 3)\n"
+        "before = peak()\n"
+        "search([1e5] * 3), search([25.0, 25.0, 1e6]), search([1e6, 25.0, 25.0])\n"
+        "assert peak() - before < 10_000, peak() - before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_neighbours():

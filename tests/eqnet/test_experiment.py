@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_run
+from ase import Atoms
 from ase.io import write
 
+from eqnet.data import read as reading
 from eqnet.data.frame import Frame, to_atoms
 from eqnet.errors import InputError
 from eqnet.experiment import build, prepare
@@ -202,6 +205,25 @@ def test_missing_forces_and_new_elements(tmp_path: Path) -> None:
     test = file_of(tmp_path, with_fluorine(small_run.frames(2)), "test.xyz")
     with pytest.raises(InputError, match=r"test.xyz, frame 0 \(test\) contains F, which no train"):
         prepare(options(test_file=str(test)), file)
+
+
+def test_digests_are_those_of_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_of(tmp_path, small_run.frames(9))
+    found, before = prepare(options(), file), hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text(file.read_text() + "\n")
+    assert found.provenance()["files"] == {"train": before}
+    whole = reading.read_images
+
+    def meanwhile(path: Path) -> list[Atoms]:
+        images = whole(path)
+        file.write_text(file.read_text() + "\n")
+        return images
+
+    monkeypatch.setattr(reading, "read_images", meanwhile)
+    with pytest.raises(InputError, match="water.xyz: the file changed while it was read"):
+        prepare(options(), file)
 
 
 def test_structures_in_two_roles_are_told(tmp_path: Path) -> None:
