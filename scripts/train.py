@@ -375,7 +375,10 @@ def _fit(
             return 128 + outcome.signal
         if not team.leads:
             return 0
-        progress.tell(f"training ended after {outcome.reason}; evaluating")
+        progress.tell(
+            f"training ended after {outcome.reason}; evaluating, and "
+            "writing model files with their examples and uncertainty"
+        )
         results = finish(folder, experiment, problem, outcome, tell=progress.tell)
     _show_results(progress, experiment, folder, results)
     return 0
