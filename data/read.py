@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,9 @@ __all__ = [
 ]
 
 _XYZ = {".xyz", ".extxyz", ".exyz"}
-_OPENERS = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ": lzma.decompress}
+_OPENERS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
+MOST_COMPRESSED = 1000  # times smaller than its text, of a file that is no bomb
+SMALL = 10_000_000  # bytes of text that are read in any case
 _COMPRESSED = {".gz", ".bz2", ".xz"}
 _ISOLATED = {"isolatedatom", "isolated_atom"}
 
@@ -155,14 +157,21 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    for magic, decompress in _OPENERS.items():
+    for magic, opener in _OPENERS.items():
         if content.startswith(magic):
+            most = max(MOST_COMPRESSED * len(content), SMALL)
             try:
-                content = decompress(content)
+                with _open(opener, content) as file:
+                    content = file.read(most + 1)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise InputError(
                     f"{path}: the compressed file is damaged or cut short ({error})"
                 ) from None
+            if len(content) > most:
+                raise InputError(
+                    f"{path}: refused, it unpacks to more than {MOST_COMPRESSED} times its size, "
+                    "which no text of atoms does"
+                )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -170,6 +179,11 @@ def _text(path: Path) -> str:
         raise InputError(
             f"{path}, line {line}: byte {error.start} is not UTF-8 text; convert the file to UTF-8"
         ) from None
+
+
+def _open(opener: type, content: bytes) -> Any:
+    stream = io.BytesIO(content)
+    return opener(fileobj=stream) if opener is gzip.GzipFile else opener(stream)
 
 
 def _read_other(path: Path) -> list[Atoms]:

@@ -231,6 +231,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = f" in line {where.line + 1}" if where else ""
         reason = getattr(error, "problem", None) or "it cannot be parsed"
         raise InputError(f"{path}: no valid YAML{line} ({reason})") from None
+    except RecursionError:
+        raise InputError(f"{path}: lists within lists too deep; options stand alone") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -102,6 +102,7 @@ BAD = {
     "latin-1": (GOOD.encode() + "3\n\xe9\n".encode("latin-1"), ["line 7", "UTF-8"]),
     "binary": (b"\x00\x01\xff\xfe", ["UTF-8"]),
     "utf-16": (GOOD.encode("utf-16"), ["line 1", "byte 0", "UTF-8"]),
+    "bomb": (gzip.compress(b"\0" * 50_000_000), ["refused", "1000 times its size"]),
     "cut gzip": (gzip.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
     "cut bzip2": (bz2.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
     "cut xz": (lzma.compress(GOOD.encode())[:-9], ["compressed file", "cut short"]),
