@@ -231,10 +231,14 @@ def _write_manifest(path: Path) -> None:
         name = file.relative_to(path).as_posix()
         entries[name] = {"sha256": digest(file), "size": file.stat().st_size}
     manifest = path / "manifest.json"
-    manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1))
+    manifest.write_text(_manifest_text(entries, FORMAT))
     _sync(manifest)
     for folder in [path, *(p for p in path.rglob("*") if p.is_dir())]:
         _sync(folder)
+
+
+def _manifest_text(entries: dict[str, Any], version: int) -> str:
+    return json.dumps({"format": version, "files": entries}, indent=1)
 
 
 def _sync(path: Path) -> None:
@@ -248,7 +252,8 @@ def _sync(path: Path) -> None:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every file is as it was written."""
     try:
-        entries = json.loads((path / "manifest.json").read_text())["files"]
+        text = (path / "manifest.json").read_text()
+        entries = json.loads(text)["files"]
         for name, entry in entries.items():
             file = path / name
             if not file.is_file():
@@ -259,6 +264,9 @@ def _fault(path: Path) -> str | None:
                 return f"{name} does not match its SHA-256"
         if extra := {p.relative_to(path).as_posix() for p in _files(path)} - set(entries):
             return f"{min(extra)} does not belong to it"
+        version = json.loads((path / "position.json").read_text())["format"]
+        if text != _manifest_text(entries, version):  # a bit that means nothing is damage too
+            return "manifest.json is not as it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json is missing or unreadable"
     return None
