@@ -8,16 +8,10 @@ import sys
 from pathlib import Path
 
 import hostile_files
-import numpy as np
 import pytest
-from flax import nnx
 
 from eqnet import archive
-from eqnet.data.frame import Frame
-from eqnet.evaluation import evaluate
-from eqnet.model_file import save
-from eqnet.models import MACE, MACEConfig
-from eqnet.potential import Potential
+from eqnet.scripts.fuzz import model_file
 
 #: Opens every file of a folder, all that is needed imported before, and tells what happened.
 PROBE = """
@@ -94,23 +88,7 @@ print(json.dumps({"found": found, "memory": memory}))
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = MACEConfig(
-        (1, 8), 3.0, num_channels=2, max_L=0, max_ell=1, correlation=1, num_interactions=1
-    )
-    potential = Potential(
-        MACE(config, rngs=nnx.Rngs(0)),
-        elements=(1, 8),
-        cutoff=3.0,
-        atomic_energies=(-1.0, -2.0),
-        scale=(1.0, 1.0),
-        shift=(0.0, 0.0),
-    )
-    frames = [Frame(np.array([8, 1]), np.eye(2, 3), np.zeros((3, 3)), np.zeros(3, bool))]
-    answers = evaluate(potential, frames, dtype="float64")
-    path = tmp_path_factory.mktemp("valid") / "valid.eqnet"
-    examples = list(zip(frames, answers, strict=True))
-    save(path, potential, model_name="mace", config=config, training={}, examples=examples)
-    return path
+    return model_file(tmp_path_factory.mktemp("valid"))
 
 
 def test_nothing_runs_and_nothing_is_written(valid: Path, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, fcc111, molecule
+from ase.build import fcc111, molecule
 from ase.constraints import FixAtoms, FixBondLength
 from ase.md.verlet import VelocityVerlet
+from dynamics import crystal, ethanol, hot
 from flax import nnx
 from morse import Morse, model_of, morse_potential
 
@@ -26,24 +27,6 @@ from eqnet.verlet_list import VerletList
 
 POTENTIAL = morse_potential()
 SHORT = morse_potential(r_max=2.5)
-
-
-def hot(atoms: Atoms, temperature: float = 300, seed: int = 0) -> Atoms:
-    atoms = atoms.copy()
-    draw_velocities(atoms, temperature, seed)
-    return atoms
-
-
-def ethanol() -> Atoms:
-    atoms = molecule("CH3CH2OH")
-    atoms.rattle(0.03, seed=1)
-    return atoms
-
-
-def crystal() -> Atoms:
-    atoms = bulk("C", "diamond", 3.2, cubic=True)
-    atoms.rattle(0.03, seed=1)
-    return atoms
 
 
 def slab() -> Atoms:
