@@ -30,6 +30,36 @@ def read_structure(file: str, index: int) -> Atoms:
     return images[index]
 
 
+def read_structures(file: str, index: str) -> list[Atoms]:
+    """Some structures of a file, in its order.
+
+    Args:
+        file: any file that ASE reads.
+        index: one frame, '0' or '-1', or a slice as in Python, ':', '0:10', '::2'.
+
+    Raises:
+        InputError: the file cannot be read, or has no such structures; index is neither.
+    """
+    from eqnet.data.read import read_images
+
+    parts = index.split(":")
+    try:
+        bounds = [int(part) if part or len(parts) == 1 else None for part in parts]
+        frames = slice(*bounds)
+        frames.indices(0)  # refuses a step of 0
+    except (TypeError, ValueError):
+        raise InputError(
+            f"--index must be one frame, such as 0 or -1, or a slice, such as : for all, 0:10 or "
+            f"::2, not {index!r}"
+        ) from None
+    if len(parts) == 1:
+        return [read_structure(file, int(index))]
+    images = read_images(file)
+    if not images[frames]:
+        raise InputError(f"{file}: --index {index} takes none of its {len(images)} frames")
+    return images[frames]
+
+
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], *, overwrite: bool) -> None:
     """Refuse, before any work, to write over what is there.
 
