@@ -251,7 +251,12 @@ class Simulation:
     @property
     def num_atoms(self) -> int:
         """Atoms of all structures."""
-        return sum(map(len, self._atoms))
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Atoms of each structure."""
+        return list(map(len, self._atoms))
 
     @property
     def degrees_of_freedom(self) -> Any:
@@ -463,7 +468,7 @@ class Simulation:
 
     def _parts(self, values: np.ndarray) -> list[np.ndarray]:
         """Values of all atoms [N, ...], structure by structure."""
-        ends = np.cumsum([len(atoms) for atoms in self._atoms])
+        ends = np.cumsum(self.sizes)
         return np.split(values[: ends[-1]], ends[:-1])
 
 

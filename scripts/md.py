@@ -3,6 +3,7 @@
 eqnet md model.eqnet ethanol.xyz --temperature 300 --time_ps 10
 eqnet md model.eqnet slab.xyz --ensemble langevin --temperature 600 --friction 0.02 --output hot.xyz
 eqnet md model.eqnet crystal.cif --ensemble npt --pressure 1 --cell anisotropic
+eqnet md model.eqnet molecules.xyz --index : --replicas 4 --ensemble bussi
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tyro
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from eqnet.scripts.md_restart import RestartFile
     from eqnet.simulate import Simulation
 
@@ -39,9 +42,13 @@ class MdOptions:
     structure: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STRUCTURE")]
     """Structure to begin with: any file ASE reads. Atoms fixed by FixAtoms stay where they are."""
     output: Annotated[str | None, _default("STRUCTURE_md.traj", "FILE")] = None
-    """Trajectory: .traj (ASE) or .xyz; energies and temperature go to the same name with .csv."""
-    index: int = -1
-    """Which frame of STRUCTURE, from 0; negative numbers count from the end."""
+    """Trajectory: .traj (ASE) or .xyz; energies and temperature go to the same name with .csv.
+    Several structures get a file each, with their number: STRUCTURE_md_0.traj ..."""
+    index: str = "-1"
+    """Which frame of STRUCTURE, from 0 (negative numbers count from the end); or several, as in
+    ASE: ':' for all, '0:10' for the first ten. They move side by side in one program."""
+    replicas: int = 1
+    """Copies of every structure, each with velocities and noise of its own."""
     ensemble: Literal["nve", "langevin", "bussi", "nose_hoover", "npt"] = "nve"
     """nve: constant energy, velocity Verlet. Constant temperature: langevin, BAOAB; bussi,
     stochastic velocity rescaling; nose_hoover, a chain. npt: constant temperature and pressure,
@@ -73,7 +80,7 @@ class MdOptions:
     """draw: Maxwell-Boltzmann velocities of exactly the temperature, but with langevin without
     total momentum (and, for molecules, without angular momentum); file: those of STRUCTURE."""
     seed: Annotated[int | None, _default("0", "INT")] = None
-    """Seed of velocities and thermostat."""
+    """Seed of velocities and thermostat; of the structure with number s it is seed + s."""
     traj_interval: int = 20
     """Steps between frames of the trajectory."""
     log_interval: int = 10
@@ -101,35 +108,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = parse(MdOptions, sys.argv[1:] if argv is None else argv, command="md")
     steps = _steps(options)
-    trajectory = Path(options.output or f"{Path(options.structure).stem}_md.traj")
-    if trajectory.suffix.lower() not in (".traj", ".xyz", ".extxyz"):
-        raise InputError(f"--output {trajectory}: end the name with .traj or .xyz")
-    log = trajectory.with_suffix(".csv")
-
-    state = trajectory.with_suffix(".restart")
-
-    from eqnet.scripts.structures import check_outputs
-
-    if options.restart and options.overwrite:
-        raise InputError("--overwrite has no effect with --restart: leave it out")
-    inputs = [options.model, options.structure]
-    outputs = [trajectory, log, state]
-    check_outputs(outputs, inputs, overwrite=options.overwrite or options.restart)
     _ensemble(options)
-    if options.restart and not state.is_file():
-        raise InputError(f"{state}: no such restart file; begin without --restart")
-    simulation = _prepare(options)
+    structures = _structures(options)
+    output = Path(options.output or f"{Path(options.structure).stem}_md.traj")
+    trajectories = _numbered(output, len(structures))
+    log, state = output.with_suffix(".csv"), output.with_suffix(".restart")
 
     from eqnet.scripts.md_restart import RestartFile
+    from eqnet.scripts.structures import check_outputs
 
-    restart = RestartFile(state, options, [trajectory, log])
+    inputs, outputs = [options.model, options.structure], [*trajectories, log, state]
+    check_outputs(outputs, inputs, overwrite=options.overwrite or options.restart)
+    if options.restart and not state.is_file():
+        raise InputError(f"{state}: no such restart file; begin without --restart")
+    simulation = _prepare(options, structures)
+    restart = RestartFile(state, options, [*trajectories, log])
     if options.restart:
         restart.resume(simulation, steps)
     return _run(options, simulation, steps, restart)
 
 
 def _steps(options: MdOptions) -> int:
-    """Number of steps; options that make no sense together are refused."""
+    """Number of steps; options that make no sense are refused."""
+    if not (options.output or ".traj").lower().endswith((".traj", ".xyz", ".extxyz")):
+        raise InputError(f"--output {options.output}: end the name with .traj or .xyz")
+    if options.restart and options.overwrite:
+        raise InputError("--overwrite has no effect with --restart: leave it out")
+    if options.replicas < 1:
+        raise InputError(f"--replicas must be at least 1, not {options.replicas}")
     if options.steps is not None and options.time_ps is not None:
         raise InputError("--steps and --time_ps say the same thing twice: give one of them")
     if options.ensemble == "nve" and options.velocities == "file":
@@ -172,34 +178,54 @@ def _ensemble(options: MdOptions) -> dict[str, Any]:
     return ensemble_options(options.ensemble, given)
 
 
-def _prepare(options: MdOptions) -> Simulation:
-    """Read structure and model, give the atoms velocities."""
-    from eqnet.scripts.structures import read_structure
+def _structures(options: MdOptions) -> list[Atoms]:
+    """The structures that move, with velocities; the copies of one follow each other."""
+    from eqnet.scripts.structures import read_structures
 
-    atoms = read_structure(options.structure, options.index)
-    from eqnet.device import computing, find_device, shared_cores
+    found = read_structures(options.structure, options.index)
+    structures = [atoms.copy() for atoms in found for _ in range(options.replicas)]
+    for number, atoms in enumerate(structures):
+        if options.velocities == "file" and not atoms.has("momenta"):
+            raise InputError(f"{options.structure} has no velocities; use --velocities draw")
+        if options.velocities == "draw":
+            _draw_velocities(options, atoms, number)
+    return structures
+
+
+def _draw_velocities(options: MdOptions, atoms: Atoms, number: int) -> None:
     from eqnet.ensembles import CONSERVING
-    from eqnet.model_file import load
-    from eqnet.simulate import Simulation
     from eqnet.velocities import draw_velocities
 
     temperature = TEMPERATURE if options.temperature is None else options.temperature
-    seed = options.seed or 0
-    if options.velocities == "draw":
-        draw_velocities(atoms, temperature, seed, conserving=options.ensemble in CONSERVING)
-    elif not atoms.has("momenta"):
-        raise InputError(f"{options.structure} has no velocities; use --velocities draw")
+    conserving = options.ensemble in CONSERVING
+    draw_velocities(atoms, temperature, (options.seed or 0) + number, conserving=conserving)
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """One name for one structure, names with numbers of equal width for several."""
+    if count == 1:
+        return [path]
+    width = len(str(count - 1))
+    return [path.with_stem(f"{path.stem}_{number:0{width}d}") for number in range(count)]
+
+
+def _prepare(options: MdOptions, structures: list[Atoms]) -> Simulation:
+    """Load the model and set up the dynamics."""
+    from eqnet.device import computing, find_device, shared_cores
+    from eqnet.model_file import load
+    from eqnet.simulate import Simulation
+
     shared_cores(options.cores)  # before JAX starts
     device = find_device(options.device)
     with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
         potential = load(options.model, dtype=options.dtype, method=options.method)
     return Simulation(
         potential,
-        atoms,
+        structures[0] if len(structures) == 1 else structures,
         ensemble=options.ensemble,
         time_step=options.time_step,
         **_ensemble(options),
-        seed=seed,
+        seed=options.seed or 0,
         skin=options.skin,
         dtype=options.dtype,
         device=device,
@@ -213,6 +239,8 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
     Returns:
         0; 1 when the simulation could not go on; 128 + n when signal n stopped it.
     """
+    from contextlib import ExitStack
+
     from rich.console import Console
 
     from eqnet.interrupt import Interrupt
@@ -220,20 +248,23 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
     from eqnet.scripts.structures import open_trajectory
     from eqnet.simulate import Unstable
 
-    trajectory, log = restart.files
+    *trajectories, log = restart.files
     screen = Screen(Console(soft_wrap=True), simulation, steps)
-    write, close = open_trajectory(trajectory, append=options.restart)
     interval, trouble = options.traj_interval, None
-    try:
-        with (
-            Log(log, simulation, options.log_interval, append=options.restart) as table,
-            screen,
-            Interrupt() as interrupt,
-        ):
+    with ExitStack() as files:
+        writers = []
+        for path in trajectories:
+            write, close = open_trajectory(path, append=options.restart)
+            files.callback(close)
+            writers.append(write)
+        table = files.enter_context(
+            Log(log, simulation, options.log_interval, append=options.restart)
+        )
+        with screen, Interrupt() as interrupt:
             try:
                 for block in simulation.run(steps, frame_interval=interval):
                     for frame in block.frames:
-                        write(simulation.atoms_of(frame))
+                        writers[frame.structure](simulation.atoms_of(frame))
                     table.add(block)
                     screen.add(block)
                     if interrupt.signal is not None:
@@ -241,18 +272,17 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
                     restart.save_now_and_then(simulation)
                 restart.save(simulation)
             except Unstable as error:
-                trouble = f"stopped at {error}; {trajectory} ends with the last good step"
-            last = simulation.last()
-            if last.step % interval:
-                write(simulation.atoms_of(last))
-    finally:
-        close()
-    screen.summary(trajectory, log)
+                trouble = f"stopped at {error}; {trajectories[0]} ends with the last good step"
+        last = [simulation.last(number) for number in range(simulation.num_structures)]
+        if last[0].step % interval:
+            for frame in last:
+                writers[frame.structure](simulation.atoms_of(frame))
+    screen.summary(restart.files)
     if trouble is not None:
-        print(f"eqnet: error: {trouble} {last.step}", file=sys.stderr)
+        print(f"eqnet: error: {trouble} {last[0].step}", file=sys.stderr)
         return 1
-    if interrupt.signal is not None and last.step < steps:
-        print(f"eqnet: stopped after step {last.step}; go on with --restart", file=sys.stderr)
+    if interrupt.signal is not None and last[0].step < steps:
+        print(f"eqnet: stopped after step {last[0].step}; go on with --restart", file=sys.stderr)
         return 128 + interrupt.signal
     return 0
 

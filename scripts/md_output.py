@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,8 +20,13 @@ from eqnet.trajectory import LOUD, Block, drift
 LINE_SECONDS = 10.0  # between lines when the output is no terminal
 
 
+def _by_structure(values: np.ndarray) -> np.ndarray:
+    """Values of a block with an axis of structures, [B, S]."""
+    return values.reshape(len(values), -1)
+
+
 class Log:
-    """A csv file with one row per `interval` steps, complete up to the last block."""
+    """A csv file with a row every `interval` steps and structure, complete up to the last block."""
 
     def __init__(
         self, path: Path, simulation: Simulation, interval: int, *, append: bool = False
@@ -31,24 +37,29 @@ class Log:
             self.file = path.open("a" if append else "w", encoding="utf-8", newline="\n")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        columns = ["step", "time_fs", "potential_eV", "kinetic_eV", "total_eV", "temperature_K"]
+        columns = ["step", "time_fs"] + ["structure"] * (simulation.num_structures > 1)
+        columns += ["potential_eV", "kinetic_eV", "total_eV", "temperature_K"]
         columns += ["conserved_eV"] * (simulation.ensemble != "nve")
         columns += ["volume_A3", "pressure_GPa"] * (simulation.ensemble == "npt")
         if not append:
             self.file.write(",".join(columns) + "\n")
 
     def add(self, block: Block) -> None:
-        """Write the rows of a block."""
-        temperature = self.simulation.temperature(block.kinetic)
+        """Write the rows of a block, one for every structure."""
+        values = [block.potential, block.kinetic, block.total]
+        values.append(self.simulation.temperature(block.kinetic))
+        formats = [".9f", ".9f", ".9f", ".3f"]
+        if self.simulation.ensemble != "nve":
+            values, formats = [*values, block.conserved], [*formats, ".9f"]
+        if block.volume is not None and block.pressure is not None:
+            values, formats = [*values, block.volume, block.pressure], [*formats, ".6f", ".6f"]
+        table = np.stack([_by_structure(value) for value in values], axis=-1)
         for i in np.flatnonzero(block.step % self.interval == 0):
-            time_fs = block.step[i] * self.simulation.time_step
-            row = [f"{block.step[i]}", f"{time_fs:.4f}"]
-            energies = [block.potential[i], block.kinetic[i], block.total[i]]
-            row += [f"{energy:.9f}" for energy in energies] + [f"{temperature[i]:.3f}"]
-            row += [f"{block.conserved[i]:.9f}"] * (self.simulation.ensemble != "nve")
-            if block.volume is not None and block.pressure is not None:
-                row += [f"{block.volume[i]:.6f}", f"{block.pressure[i]:.6f}"]
-            self.file.write(",".join(row) + "\n")
+            start = f"{block.step[i]},{block.step[i] * self.simulation.time_step:.4f}"
+            for structure, row in enumerate(table[i]):
+                number = f",{structure}" if len(table[i]) > 1 else ""
+                cells = [f"{value:{form}}" for value, form in zip(row, formats, strict=True)]
+                self.file.write(",".join([start + number, *cells]) + "\n")
         self.file.flush()
 
     def __enter__(self) -> Log:
@@ -93,17 +104,17 @@ class Screen:
     def add(self, block: Block) -> None:
         """Take in a block and show where the simulation is."""
         self.times.append(block.step * self.simulation.time_step)
-        self.energies.append(block.conserved)
-        self.temperatures.append(self.simulation.temperature(block.kinetic))
+        self.energies.append(_by_structure(block.conserved))
+        self.temperatures.append(_by_structure(self.simulation.temperature(block.kinetic)))
         if self.simulation.compilations == self.compiled:
             self.seconds += block.seconds
             self.timed += len(block.step)
         self.compiled = self.simulation.compilations
-        text = f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1]:.4f} eV"
+        text = f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1].sum():.4f} eV"
         if block.volume is not None and block.pressure is not None:
-            self.volumes.append(block.volume)
-            self.pressures.append(block.pressure)
-            text += f"  V {block.volume[-1]:.1f} A^3"
+            self.volumes.append(_by_structure(block.volume))
+            self.pressures.append(_by_structure(block.pressure))
+            text += f"  V {block.volume[-1].mean():.1f} A^3"
         if self.seconds:
             text += f"  {self.speed():.0f} steps/s"
         self.progress.update(self.task, completed=int(block.step[-1]), description=text)
@@ -116,38 +127,58 @@ class Screen:
         """Steps per second, compilation left out where possible."""
         return self.timed / self.seconds if self.seconds else 0.0
 
-    def summary(self, trajectory: Path, log: Path) -> None:
-        """Print what happened."""
+    def summary(self, files: Sequence[Path]) -> None:
+        """Print what happened, and where it is: the trajectories, and the log as the last."""
         if not self.times:
             return
         simulation = self.simulation
-        times, energies = np.concatenate(self.times), np.concatenate(self.energies)
-        temperatures = np.concatenate(self.temperatures)
-        atoms = simulation.num_atoms
+        times, temperatures = np.concatenate(self.times), np.concatenate(self.temperatures)
         count = len(times) - int(times[0] == 0)
         table = Table(show_header=False, box=None)
-        table.add_row("steps", f"{count} of {simulation.time_step} fs, {atoms} atoms")
+        many = simulation.num_structures > 1
+        what = f"{simulation.num_structures} structures, " * many + f"{simulation.num_atoms} atoms"
+        table.add_row("steps", f"{count} of {simulation.time_step} fs, {what}")
         spread = f"{temperatures.mean():.1f} K, standard deviation {temperatures.std():.1f} K"
         table.add_row("temperature", spread)
         if self.volumes:
             volumes, pressures = np.concatenate(self.volumes), np.concatenate(self.pressures)
-            table.add_row("volume", f"{volumes.mean():.2f} A^3, at the end {volumes[-1]:.2f}")
+            means = f"{volumes.mean():.2f} A^3, at the end {volumes[-1].mean():.2f}"
+            table.add_row("volume", means)
             table.add_row("pressure", f"{pressures.mean():.3f} GPa")
-        what = "total energy" if simulation.ensemble == "nve" else "conserved energy"
-        rate, noise = drift(times, energies, atoms)
-        table.add_row(what, f"drift {rate:.4f} meV/atom/ps, fluctuation {noise:.4f} meV/atom")
-        if noise > LOUD:
+        self._conservation(table, times)
+        if self.seconds:
+            day = self.speed() * simulation.time_step * 86400e-6
+            each = " of each structure" * many
+            table.add_row("speed", f"{self.speed():.1f} steps/s, {day:.2f} ns/day{each}")
+        else:
+            table.add_row("speed", "not known: the program was compiled during all of it")
+        counts = f"{simulation.compilations} compilations, {simulation.rebuilds} neighbour searches"
+        table.add_row("work", counts)
+        *trajectories, log = files
+        names = f"{trajectories[0]} to {trajectories[-1]}" if many else f"{trajectories[0]}"
+        table.add_row("files", escape(f"{names}, {log}"))
+        self.console.print(table)
+
+    def _conservation(self, table: Table, times: np.ndarray) -> None:
+        """How well the conserved energy is kept; of several structures the mean and the worst."""
+        energies, sizes = np.concatenate(self.energies), self.simulation.sizes
+        found = [drift(times, own, n) for own, n in zip(energies.T, sizes, strict=True)]
+        text = []
+        kinds = [("drift", "meV/atom/ps"), ("fluctuation", "meV/atom")]
+        for (name, unit), values in zip(kinds, np.array(found).T, strict=True):
+            worst = int(np.argmax(abs(values)))
+            most = f" (of structure {worst}: {values[worst]:.4f})" * (len(values) > 1)
+            text.append(f"{name} {values.mean():.4f} {unit}{most}")
+        nve = self.simulation.ensemble == "nve"
+        table.add_row("total energy" if nve else "conserved energy", ", ".join(text))
+        if max(noise for _, noise in found) > LOUD:
             table.add_row(
                 "", "it is not conserved: take a shorter --time_step, and look at the frames"
             )
-        day = self.speed() * simulation.time_step * 86400e-6
-        table.add_row("speed", f"{self.speed():.1f} steps/s, {day:.2f} ns/day")
-        counts = f"{simulation.compilations} compilations, {simulation.rebuilds} neighbour searches"
-        table.add_row("work", counts)
-        table.add_row("files", escape(f"{trajectory}, {log}"))
-        self.console.print(table)
 
     def __enter__(self) -> Screen:
+        if not self.console.is_terminal:
+            self.console.print(f"{self.simulation.num_atoms} atoms: compiling")
         self.progress.start()
         return self
 

@@ -112,6 +112,29 @@ def test_fixed_atoms_and_chosen_frame(folder: Path) -> None:
     assert (first.positions[1] != last.positions[1]).any()
 
 
+def test_many_structures_move_as_they_do_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two copies of two molecules are the four runs of one molecule with seeds 5, 6, 7, 8."""
+    write("two.xyz", [molecule("H2O"), molecule("CH3CH2OH")], format="extxyz")
+    argv = ["model.eqnet", "two.xyz", "--ensemble", "bussi", "--steps", "20", "--dtype", "float64"]
+    assert main([*argv, "--index", ":", "--replicas", "2", "--seed", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "4 structures, 24 atoms" in out and "two_md_0.traj to two_md_3.traj" in out
+    log = rows("two_md.csv")
+    assert [row["structure"] for row in log] == [0, 1, 2, 3] * 3
+    for number in range(4):
+        alone = ["--index", str(number // 2), "--seed", str(5 + number), "--output", "alone.traj"]
+        assert main([*argv, *alone, "--overwrite"]) == 0
+        images, expected = frames(f"two_md_{number}.traj"), frames("alone.traj")
+        assert len(images) == len(expected) == 2
+        np.testing.assert_allclose(images[-1].positions, expected[-1].positions, atol=1e-9)
+        assert abs(images[-1].positions - images[0].positions).max() > 0.01
+        own = [row for row in log if row["structure"] == number]
+        for row, single in zip(own, rows("alone.csv"), strict=True):
+            assert {name: row[name] for name in single} == pytest.approx(single, abs=1e-7)
+
+
 @pytest.mark.parametrize(
     ("ensemble", "freedom"), [("nve", 21), ("langevin", 27), ("bussi", 21), ("nose_hoover", 21)]
 )
@@ -137,6 +160,8 @@ def test_starts_at_the_temperature(folder: Path, ensemble: str, freedom: int) ->
         (["model.eqnet", "ethanol.xyz", "--temperature", "-1"], "--temperature"),
         (["model.eqnet", "ethanol.xyz", "--time_step", "nan"], "--time_step"),
         (["model.eqnet", "ethanol.xyz", "--traj_interval", "0"], "--traj_interval"),
+        (["model.eqnet", "ethanol.xyz", "--replicas", "0"], "--replicas must be at least 1"),
+        (["model.eqnet", "ethanol.xyz", "--index", "5:"], "takes none of its 1 frames"),
         (["model.eqnet", "ethanol.xyz", "--output", "a.pdb"], "end the name with .traj or .xyz"),
         (["model.eqnet", "ethanol.xyz", "--output", "ethanol.xyz"], "overwrite an input"),
         (["model.eqnet", "ethanol.xyz", "--output", "no/a.xyz"], "folder no does not exist"),

@@ -66,6 +66,17 @@ def test_goes_on_as_if_it_had_never_stopped(folder: Path, suffix: str, options: 
     assert same(f"whole{suffix}", f"parts{suffix}")
 
 
+def test_many_structures_go_on(folder: Path) -> None:
+    argv = [*ARGV, "--ensemble", "langevin", "--replicas", "2", "--traj_interval", "3"]
+    assert main([*argv, "--steps", "60", "--output", "whole.traj"]) == 0
+    assert main([*argv, "--steps", "25", "--output", "parts.traj"]) == 0
+    assert main([*argv, "--steps", "60", "--output", "parts.traj", "--restart"]) == 0
+    assert Path("whole.csv").read_bytes() == Path("parts.csv").read_bytes()
+    for number in range(2):
+        whole, parts = Path(f"whole_{number}.traj"), Path(f"parts_{number}.traj")
+        assert whole.read_bytes() == parts.read_bytes()
+
+
 def test_a_signal_stops_it_and_it_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
