@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import fcc111, molecule
+from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms, FixBondLength
 from ase.md.verlet import VelocityVerlet
 from dynamics import crystal, ethanol, hot
@@ -16,6 +19,7 @@ from morse import Morse, model_of, morse_potential
 
 from eqnet import EqnetCalculator
 from eqnet.data.frame import from_atoms
+from eqnet.data.neighbors import neighbor_list
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph, displacements
 from eqnet.models import MODELS
@@ -160,18 +164,50 @@ def test_going_on_equals_one_run() -> None:
     np.testing.assert_array_equal(frames[-1].positions, whole.frames[-1].positions)
 
 
-def test_growing_neighbourhood_recompiles_and_stays_right() -> None:
-    """Atoms that fly together: more neighbours than there was room for."""
+class AllPairs(Calculator):
+    """The short Morse potential of hydrogen by a loop over all pairs: no list, no capacity."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=(), system_changes=()) -> None:
+        super().calculate(atoms, properties, system_changes)
+        model, positions = model_of(SHORT), self.atoms.positions
+        cutoff, a = model.config.r_max, float(model.nested[0][...])
+        depth, radius = float(model.depth[...][0]) ** 2, 2 * float(model.radius[...][0])
+        energy, forces = 0.0, np.zeros_like(positions)
+        for i, j in itertools.combinations(range(len(positions)), 2):
+            arm = positions[j] - positions[i]
+            r = float(np.linalg.norm(arm))
+            if r < cutoff:
+                x, f = np.exp(-a * (r - radius)), 1 - (r / cutoff) ** 2
+                energy += depth * (x**2 - 2 * x) * f**3
+                slope = -2 * a * (x**2 - x) * f**3 - 6 * r / cutoff**2 * (x**2 - 2 * x) * f**2
+                forces[i] += depth * slope * arm / r
+                forces[j] -= depth * slope * arm / r
+        self.results = {"energy": energy, "forces": forces}
+
+
+@pytest.mark.parametrize(("spacing", "speed"), [(2.9, -0.12), (1.4, 0.6)])
+def test_capacity_changes_nothing(spacing: float, speed: float) -> None:
+    """A cluster that gathers, with more neighbours than there was room for, and one that leaves."""
     grid = np.argwhere(np.ones((3, 3, 3))) - 1.0
-    atoms = Atoms("H27", positions=2.9 * grid)
-    atoms.set_velocities(-0.12 * grid)
+    atoms = Atoms("H27", positions=spacing * grid)
+    atoms.rattle(0.02, seed=0)
+    atoms.set_velocities(speed * grid)
     simulation = Simulation(SHORT, atoms, dtype="float64", skin=0.2)
     block = joined(simulation, 200, 100)
-    assert simulation.compilations > 1
+    assert simulation.rebuilds > 10 and (speed > 0 or simulation.compilations > 2)
+    edges = [
+        len(neighbor_list(frame.positions, frame.cell, np.zeros(3, bool), 2.5).centers)
+        for frame in (block.frames[0], block.frames[-1])
+    ]
+    assert max(edges) > 3 * min(edges)
     reference = atoms.copy()
-    reference.calc = EqnetCalculator(SHORT, dtype="float64")
+    reference.calc = AllPairs()
     VelocityVerlet(reference, 0.5 * units.fs).run(200)
     np.testing.assert_allclose(block.frames[-1].positions, reference.positions, atol=1e-9, rtol=0)
+    velocities = block.frames[-1].velocities
+    np.testing.assert_allclose(velocities, reference.get_velocities(), atol=1e-9, rtol=0)
 
 
 def test_single_atom_flies_straight() -> None:
