@@ -33,7 +33,6 @@ from eqnet.committee import (
 from eqnet.compiled_programs import keep_compiled_programs
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame, from_atoms
-from eqnet.data.neighbors import neighbor_list
 from eqnet.device import (
     Device,
     computing,
@@ -226,19 +225,56 @@ class EqnetCalculator(Calculator):
             if self.atoms is None:
                 raise InputError("the calculator was given no structure")
             frame = from_atoms(self.atoms)
-            if "stress" in properties and not frame.pbc.all():
-                raise PropertyNotImplementedError(
-                    "stress is dE/dstrain over the volume of the cell, and a structure with "
-                    f"pbc = {[bool(axis) for axis in frame.pbc]} has no volume; "
-                    "it exists when all three axes are periodic"
-                )
-            self.results = results_of(self.members, frame, self._numbers(frame))
-            self.results |= self._tensors_of(frame, properties)
-            if "novelty" in self.results:
-                novelty, before = self.results["novelty"], self._outside
-                self._outside = bool(novelty.max() > NOVEL)
-                if self._outside and not before:
-                    warn_outside(novelty, frame.numbers)
+            if "stress" in properties:
+                check_volume(frame)
+            (answer,) = self.answers([frame])
+            if isinstance(answer, InputError):
+                raise answer
+            self.results = answer | self._tensors_of(frame, properties)
+
+    def answers(self, frames: Sequence[Frame]) -> list[dict[str, Any] | InputError]:
+        """What `results` holds, of several structures by one call of one program.
+
+        A structure without an answer has the reason in its place; it names the frame if the frame
+        names a file.
+
+        Raises:
+            InputError: the model or the device have no answers at all.
+        """
+        if not frames:
+            return []
+        with self._lock:
+            try:
+                found = self._numbers(frames)
+            except InputError:
+                reasons = [self._list.trouble(frame) for frame in frames]
+                if not any(reasons):
+                    raise
+                pairs = zip(frames, reasons, strict=True)
+                others = iter(self.answers([frame for frame, reason in pairs if reason is None]))
+                return [reason or next(others) for reason in reasons]
+            pairs = list(zip(frames, found, strict=True))
+            answers = [
+                self._reason(frame, numbers) or results_of(self.members, frame, numbers)
+                for frame, numbers in pairs
+            ]
+            self._warn(frames, answers)
+            return answers
+
+    def _warn(
+        self, frames: Sequence[Frame], answers: Sequence[dict[str, Any] | InputError]
+    ) -> None:
+        """Of the atom that is least like those of the training, if it was none of the last time."""
+        known = [
+            (answer["novelty"], frame)
+            for frame, answer in zip(frames, answers, strict=True)
+            if not isinstance(answer, InputError) and "novelty" in answer
+        ]
+        if known:
+            novelty, frame = max(known, key=lambda pair: pair[0].max())
+            before, self._outside = self._outside, bool(novelty.max() > NOVEL)
+            if self._outside and not before:
+                warn_outside(novelty, frame)
 
     def get_spin_polarized(self) -> bool:
         """Whether electrons have a spin here: they do not."""
@@ -269,50 +305,55 @@ class EqnetCalculator(Calculator):
             frame = from_atoms(atoms)
             n = len(frame)
             with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
-                graph = self._at(frame)
+                graph = self._at([frame])
                 with within(self._mesh):
                     rows = jax.device_get(self._hessian(self._weights, graph))
             return np.array(rows, np.float64)[:n, :, :n]
 
     # ---------------------------------------------------------------------------------- calculation
 
-    def _numbers(self, frame: Frame) -> list[Found]:
+    def _numbers(self, frames: Sequence[Frame]) -> list[list[Found]]:
         """Each member's energies of atoms, forces and, if all axes are periodic, stress."""
-        n = len(frame)
-        with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
-            found = self._run(self._at(frame), n)
-        if not frame.pbc.all():
-            found = [numbers._replace(stress=None) for numbers in found]
-        for numbers in found:
-            if not all(np.isfinite(values).all() for values in numbers if values is not None):
-                self._explain(frame, numbers)
-        return found
+        sizes = [len(frame) for frame in frames]
+        with computing(self.device, double=self.dtype == "float64", what=f"{sum(sizes)} atoms"):
+            found = self._run(self._at(frames), sizes)
+        return [
+            numbers if frame.pbc.all() else [member._replace(stress=None) for member in numbers]
+            for frame, numbers in zip(frames, found, strict=True)
+        ]
 
-    def _at(self, frame: Frame) -> AtomGraph:
-        """The graph of a structure on the device, from the list in use if that will do."""
-        graph = self._graph if self._list.covers(frame) else None
+    def _at(self, frames: Sequence[Frame]) -> AtomGraph:
+        """The graph of structures on the device, from the list in use if that will do."""
+        graph = self._graph if self._list.covers(*frames) else None
         if graph is None:
-            self._graph = graph = self._put(self._list.build(frame))
-        positions = self._put(self._list.place(frame.positions))
+            self._graph = graph = self._put(self._list.build(*frames))
+        positions = np.concatenate([frame.positions for frame in frames])
         self._replay()
-        return replace(graph, positions=positions)
+        return replace(graph, positions=self._put(self._list.place(positions)))
 
-    def _run(self, graph: AtomGraph, n: int) -> list[Found]:
-        """The program's answers for the n atoms of a graph."""
+    def _run(self, graph: AtomGraph, sizes: Sequence[int]) -> list[list[Found]]:
+        """Each member's answers for the structures of a graph, which have so many atoms."""
         before = self.compilations
         with within(self._mesh):
             answers = jax.device_get(self._predict(self._weights, graph))
         if self.compilations > before:
             give_memory_back()
-        return [
-            Found(
-                np.array(node_energy[:n], np.float64),
-                np.array(forces[:n], np.float64),
-                np.array(tensor[0], np.float64),
-                None if features is None else np.array(features[:n], np.float64),
+        found, start = [], 0
+        for g, size in enumerate(sizes):
+            own = slice(start, start + size)
+            found.append(
+                [
+                    Found(
+                        np.array(node_energy[own], np.float64),
+                        np.array(forces[own], np.float64),
+                        np.array(tensor[g], np.float64),
+                        None if features is None else np.array(features[own], np.float64),
+                    )
+                    for node_energy, forces, tensor, features in answers
+                ]
             )
-            for node_energy, forces, tensor, features in answers
-        ]
+            start += size
+        return found
 
     def _replay(self) -> None:
         """The examples by the program of the structure at hand; by one of theirs if it has no room.
@@ -338,28 +379,27 @@ class EqnetCalculator(Calculator):
                 # where the structure's own graph is: elsewhere would be another program
                 sizes = [len(example.frame) for example in examples]
                 runs = zip(map(self._put, graphs), sizes, strict=True)
-                found = [self._run(graph, size)[index] for graph, size in runs]
+                found = [self._run(graph, [size])[0][index] for graph, size in runs]
                 compare(potential, examples, found, dtype=self.dtype, path=path)
         except InputError as error:
             if str(error).startswith(str(path)):
                 raise
             raise InputError(f"{path}: its examples cannot be replayed: {error}") from None
 
-    def _explain(self, frame: Frame, numbers: Found) -> None:
-        """Raise the reason for an answer that is not finite."""
-        self._forget()
-        neighbor_list(frame.positions, frame.cell, frame.pbc, self.cutoff)
-        good = np.isfinite(numbers.node_energy) & np.isfinite(numbers.forces).all(axis=1)
-        if good.all():
-            raise InputError(
-                "the model's stress is not finite; the structure is far from anything it was "
-                "trained on"
+    def _reason(self, frame: Frame, found: Sequence[Found]) -> InputError | None:
+        """The reason for an answer that is not finite; None for others."""
+        for numbers in found:
+            if all(np.isfinite(values).all() for values in numbers if values is not None):
+                continue
+            good = np.isfinite(numbers.node_energy) & np.isfinite(numbers.forces).all(axis=1)
+            atom = int(np.argmin(good))
+            what = f"answer for atom {atom} ({symbol(int(frame.numbers[atom]))})"
+            where = f"{frame.name}: " if frame.file else ""
+            return self._list.trouble(frame) or InputError(
+                f"{where}the model's {'stress' if good.all() else what} is not finite; the "
+                "structure is far from anything it was trained on"
             )
-        atom = int(np.argmin(good))
-        raise InputError(
-            f"the model's answer for atom {atom} ({symbol(int(frame.numbers[atom]))}) is not "
-            "finite; the structure is far from anything it was trained on"
-        )
+        return None
 
     # ------------------------------------------------------------------------------ copy and pickle
 
@@ -410,6 +450,20 @@ class EqnetCalculator(Calculator):
                     setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
         twin._lock, twin._to_replay = threading.RLock(), list(self._to_replay)
         return twin
+
+
+def check_volume(frame: Frame) -> None:
+    """Refuse to speak of stress without a volume.
+
+    Raises:
+        PropertyNotImplementedError: the structure is not periodic in all three directions.
+    """
+    if not frame.pbc.all():
+        raise PropertyNotImplementedError(
+            "stress is dE/dstrain over the volume of the cell, and a structure with "
+            f"pbc = {[bool(axis) for axis in frame.pbc]} has no volume; "
+            "it exists when all three axes are periodic"
+        )
 
 
 def _check_unchanged(path: Path, known: str) -> None:

@@ -116,14 +116,15 @@ def _trust(
     return results
 
 
-def warn_outside(novelty: np.ndarray, numbers: np.ndarray) -> None:
+def warn_outside(novelty: np.ndarray, frame: Frame) -> None:
     """Warn of the atom that is least like those of the training."""
     atom = int(np.argmax(novelty))
+    where = f"{frame.name}: " if frame.file else ""
     warnings.warn(
-        f"atom {atom} ({symbol(int(numbers[atom]))}) is {novelty[atom]:.1f} times as far from the "
-        "structures the model was trained on as any atom it was validated on; the answer may be "
-        "wrong (results['novelty'] has all atoms; the next warning comes after a structure without "
-        "such atoms)",
+        f"{where}atom {atom} ({symbol(int(frame.numbers[atom]))}) is {novelty[atom]:.1f} times "
+        "as far from the structures the model was trained on as any atom it was validated on; the "
+        "answer may be wrong (results['novelty'] has all atoms; the next warning comes after a "
+        "structure without such atoms)",
         OutOfDomain,
-        stacklevel=3,
+        stacklevel=5,
     )

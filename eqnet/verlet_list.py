@@ -64,22 +64,24 @@ class VerletList:
         self.offset = np.zeros((0, 3))
         self.frames: list[Frame] = []
 
-    def covers(self, frame: Frame) -> bool:
-        """Whether the list serves for `frame`: every pair within the cutoff, and not too roomy."""
-        old = self.frames[0] if len(self.frames) == 1 else None
-        reach = self.reach[0] if old is not None else 0.0
-        holds_all = (
-            old is not None
-            and reach > 0
-            and np.array_equal(old.numbers, frame.numbers)
-            and np.array_equal(old.pbc, frame.pbc)
-            and np.array_equal(old.cell, frame.cell)
-            and bool(
-                np.sum((frame.positions - old.positions) ** 2, axis=1).max() <= self.reach[0] ** 2
-            )
+    def covers(self, *frames: Frame) -> bool:
+        """Whether the list serves for `frames`: every pair within the cutoff, and not too roomy."""
+        holds_all = len(frames) == len(self.frames) and all(
+            reach > 0
+            and same_kind(old, new)
+            and bool(np.sum((new.positions - old.positions) ** 2, axis=1).max() <= reach**2)
+            for old, new, reach in zip(self.frames, frames, self.reach, strict=True)
         )
         self.in_vain += self.spare * holds_all
         return holds_all and (self.spare == 0 or self.in_vain <= compilation())
+
+    def trouble(self, frame: Frame) -> InputError | None:
+        """Why there can be no list for a frame; None if there can."""
+        try:
+            self._items([frame])
+        except InputError as error:
+            return error
+        return None
 
     def build(self, *frames: Frame) -> AtomGraph:
         """Find the neighbours of the frames and pack them.
@@ -144,7 +146,7 @@ class VerletList:
         return [pack([item], self.shape, self.dtype) for item in items]
 
     def place(self, positions: np.ndarray) -> np.ndarray:
-        """Positions [n, 3] of the structure as the graph wants them, [N, 3] in its precision."""
+        """Positions [n, 3] of all structures as the graph wants them, [N, 3] in its precision."""
         placed = self.offset.copy()
         placed[: len(positions)] += positions
         return placed.astype(self.dtype)
@@ -167,6 +169,15 @@ class VerletList:
         self.spare = max(0, _size(chosen) - _size(own))
         self.in_vain += self.spare
         return chosen
+
+
+def same_kind(old: Frame, new: Frame) -> bool:
+    """Whether two structures differ in nothing but positions."""
+    return (
+        np.array_equal(old.numbers, new.numbers)
+        and np.array_equal(old.pbc, new.pbc)
+        and np.array_equal(old.cell, new.cell)
+    )
 
 
 def compilation() -> int:
@@ -195,7 +206,7 @@ def fits(shape: Shape, items: Sequence[Item]) -> bool:
         sum(item.num_rows(shape.slots) for item in items),
     )
     return (
-        len(items) == shape.structures
+        len(items) <= shape.structures
         and split <= shape.rows_per_atom
         and holds(shape, atoms, rows)
     )

@@ -83,11 +83,11 @@ def test_an_answer_that_is_not_finite_keeps_the_last_good_step(
 ) -> None:
     calculate, calls = EqnetCalculator._run, []
 
-    def overflow(self, graph, n):
-        calls.append(n)
-        found = calculate(self, graph, n)
+    def overflow(self, graph, sizes):
+        calls.append(sizes)
+        found = calculate(self, graph, sizes)
         if len(calls) > 3:
-            found[0].forces[1, 2] = np.nan
+            found[0][0].forces[1, 2] = np.nan
         return found
 
     monkeypatch.setattr(EqnetCalculator, "_run", overflow)
