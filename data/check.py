@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,68 +36,80 @@ class Block:
     columns: list[str]  # "name:type" of every column
 
 
-def scan(text: str, file: str) -> list[Block]:
-    """Cut the text of an XYZ file into frames, refusing what is not well formed.
+def scan(lines: Iterable[str], file: str) -> Iterator[Block]:
+    """Cut the lines of an XYZ file into frames, one at a time, refusing what is not well formed.
 
     Raises:
         InputError: naming file, frame and line.
     """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    blocks: list[Block] = []
-    position = 0
-    while True:
-        while position < len(lines) and not lines[position].strip():
-            position += 1
-        if position == len(lines):
-            break
-        block = _block(lines, position, blocks, file)
-        blocks.append(block)
-        position += len(block.lines)
-    if not blocks:
+    source, last, index = _Lines(lines), None, 0
+    while source.ahead is not None:
+        if not source.ahead.strip():
+            source.take()
+            continue
+        last = _block(source, index, last, file)
+        yield last
+        index += 1
+    if last is None:
         raise InputError(f"{file}: 0 frames, the file is empty; give a file with structures")
-    return blocks
 
 
-def _block(lines: list[str], start: int, before: list[Block], file: str) -> Block:
-    where = f"{file}, frame {len(before)}"
-    count = _count(lines[start], start, before, where)
-    end = start + 2 + count
-    rows = lines[start + 2 : end]
-    while rows and end >= len(lines) and not rows[-1].strip():
+class _Lines:
+    """Lines of which the next one can be looked at."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._rest = iter(lines)
+        self.number = 1  # of the line ahead
+        self.ahead = next(self._rest, None)  # None at the end
+
+    def take(self) -> str:
+        line, self.ahead = self.ahead or "", next(self._rest, None)
+        self.number += 1
+        return line
+
+
+def _block(lines: _Lines, index: int, last: Block | None, file: str) -> Block:
+    where, start = f"{file}, frame {index}", lines.number
+    text = [lines.take()]
+    count = _count(text[0], start, index, last, where)
+    while len(text) < 2 + count and lines.ahead is not None:
+        text.append(lines.take())
+    rows = text[2:]
+    while rows and lines.ahead is None and not rows[-1].strip():
         rows.pop()
     if len(rows) < count:
         raise InputError(
-            f"{where}: {count} atoms are announced in line {start + 1}, but the file ends after "
+            f"{where}: {count} atoms are announced in line {start}, but the file ends after "
             f"{len(rows)} of them; it is cut short or the count is wrong"
         )
-    columns, exact = _columns(lines[start + 1], start + 2, where)
+    columns, exact = _columns(text[1], start + 1, where)
     for offset, row in enumerate(rows):
         found = len(row.split())
         if found != len(columns) if exact else found < len(columns):
             raise InputError(
-                f"{where}, line {start + 3 + offset}: {found} columns, {len(columns)} are wanted"
+                f"{where}, line {start + 2 + offset}: {found} columns, {len(columns)} are wanted"
                 + (" by Properties" if exact else "")
                 + f"; the line is {row.strip()[:60]!r}"
             )
-    while end < len(lines) and lines[end].startswith("VEC"):  # cell vectors of ADF
-        end += 1
-    return Block(start + 1, lines[start:end], columns)
+    while lines.ahead is not None and lines.ahead.startswith("VEC"):  # cell vectors of ADF
+        text.append(lines.take())
+    return Block(start, text, columns)
 
 
-def _count(line: str, position: int, before: list[Block], where: str) -> int:
+def _count(line: str, number: int, index: int, last: Block | None, where: str) -> int:
     try:
         count = int(line)
     except ValueError:
         hint = "is this an XYZ file?"
-        if before:
-            hint = f"does frame {len(before) - 1} announce too few atoms in line {before[-1].line}?"
+        if last is not None:
+            hint = f"does frame {index - 1} announce too few atoms in line {last.line}?"
         raise InputError(
-            f"{where}, line {position + 1}: the number of atoms is wanted, found "
+            f"{where}, line {number}: the number of atoms is wanted, found "
             f"{line.strip()[:60]!r}; {hint}"
         ) from None
     if count < 1:
         raise InputError(
-            f"{where}, line {position + 1}: {count} atoms, 1 or more are wanted; remove this frame"
+            f"{where}, line {number}: {count} atoms, 1 or more are wanted; remove this frame"
         )
     return count
 

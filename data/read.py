@@ -7,7 +7,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,8 @@ import numpy as np
 
 from eqnet.data import check
 from eqnet.data.frame import Frame, from_atoms, to_atoms
-from eqnet.data.labels import (
-    Keys,
-    LabelReport,
-    LabelRow,
-    label_frames,
-    make_report,
-    unused_labels,
-)
+from eqnet.data.label_choice import Keys, Seen, choose, unused_labels
+from eqnet.data.labels import LabelReport, LabelRow, label_frames, make_report
 from eqnet.errors import InputError
 from eqnet.files import digest
 
@@ -54,7 +48,7 @@ _ISOLATED = {"isolatedatom", "isolated_atom"}
 class Dataset:
     """The frames of one file, the energies of isolated atoms found in it, and what was read."""
 
-    frames: list[Frame]
+    frames: Sequence[Frame]
     isolated: dict[int, float]  # atomic number -> eV
     report: LabelReport
     sha256: str = ""  # of the file that was read
@@ -62,7 +56,7 @@ class Dataset:
     @property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur in the frames, ascending."""
-        return tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in self.frames])))
+        return tuple(sorted({int(z) for f in self.frames for z in np.unique(f.numbers)}))
 
 
 def read(
@@ -86,25 +80,103 @@ def read(
     Raises:
         InputError: the file is missing, malformed or lacks what was asked for.
     """
-    file = str(path)
     images, sha256 = _read_unchanged(Path(path))
-    frames, sources, notes = label_frames(images, keys or Keys(), require, file)
-    energies, rest = _isolated_atoms(frames, len(images), unmarked=isolated)
-    if not rest:
-        raise InputError(
-            f"{file}: all {len(frames)} frames are isolated atoms; give a file with structures too"
-        )
-    if energies:
-        notes.append(
-            f"{len(frames) - len(rest)} frames of isolated atoms give reference energies and are "
-            "not among the structures"
-        )
-    report = make_report(file, rest, sources, notes)
-    report.unused.extend(unused_labels(images, sources))
-    absent = sorted(set(require) - {row.label for row in report.rows})
-    if absent:
-        raise InputError(f"{file}: only isolated atoms have {absent[0]}; structures need it too")
-    return Dataset(rest, energies, report, sha256)
+    places = [(atoms, str(path), index) for index, atoms in enumerate(images)]
+    reader = Reader(lambda: places, keys or Keys(), require, str(path), isolated=isolated)
+    return reader.dataset(list(reader), sha256)
+
+
+class Reader:
+    """Frames of structures that come one at a time, without isolated atoms.
+
+    All structures are looked at once to choose where the labels are, and once more for the frames.
+    """
+
+    def __init__(
+        self,
+        images: Callable[[], Iterable[tuple[Atoms, str, int]]],
+        keys: Keys,
+        require: Sequence[str],
+        file: str,
+        *,
+        isolated: bool = True,
+    ) -> None:
+        """Choose the labels.
+
+        Args:
+            images: begins to read; gives each structure with its file and its index in that.
+            keys: names of the labels, where they are not the usual ones.
+            require: labels that at least one frame must have.
+            file: name in errors about all structures.
+            isolated: whether single atoms without a config_type count as isolated atoms, too.
+
+        Raises:
+            InputError: the files are malformed or lack what was asked for.
+        """
+        self.images, self.require, self.file, self.unmarked = images, require, file, isolated
+        self.seen = Seen()
+        for atoms, name, index in images():
+            self.seen.add(atoms, name, index)
+        self.sources, self.notes = choose(self.seen, keys, require, file)
+        self.isolated: dict[int, float] = {}
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames; a value that is not what it should be raises an InputError."""
+        total = alone = 0
+        for frame in label_frames(self.images(), self.seen, self.sources, self.notes):
+            total += 1
+            if self._is_isolated(frame):
+                alone += 1
+            else:
+                yield frame
+        if alone == total:
+            raise InputError(
+                f"{self.file}: all {total} frames are isolated atoms; give a file with structures "
+                "too"
+            )
+        if alone:
+            self.notes.append(
+                f"{alone} frames of isolated atoms give reference energies and are "
+                "not among the structures"
+            )
+
+    def dataset(self, frames: Sequence[Frame], sha256: str) -> Dataset:
+        """The frames, all that this gave, with the report of their labels."""
+        report = make_report(self.file, frames, self.sources, self.notes)
+        report.unused.extend(unused_labels(self.seen, self.sources))
+        absent = sorted(set(self.require) - {row.label for row in report.rows})
+        if absent:
+            raise InputError(
+                f"{self.file}: only isolated atoms have {absent[0]}; structures need it too"
+            )
+        return Dataset(frames, self.isolated, report, sha256)
+
+    def _is_isolated(self, frame: Frame) -> bool:
+        """Whether this is an isolated atom: marked by config_type, or single and not periodic."""
+        marked = frame.config_type.lower() in _ISOLATED
+        single = len(frame) == 1 and not frame.pbc.any() and frame.config_type == "Default"
+        if not marked and not (self.unmarked and single and frame.energy is not None):
+            return False
+        where = self.seen.where(frame.file, frame.index)
+        if len(frame) != 1:
+            raise InputError(
+                f"{where}: config_type={frame.config_type}, but it has {len(frame)} atoms; "
+                "an isolated atom is one atom"
+            )
+        if frame.energy is None:
+            raise InputError(
+                f"{where}: config_type={frame.config_type}, but it has no energy; add the energy "
+                "or remove the frame"
+            )
+        number = int(frame.numbers[0])
+        if abs(self.isolated.get(number, frame.energy) - frame.energy) > 1e-6:
+            raise InputError(
+                f"{where}: a second isolated atom of atomic number {number} with another energy "
+                f"({frame.energy} after {self.isolated[number]} eV); keep one, or give the other "
+                "another config_type"
+            )
+        self.isolated[number] = frame.energy
+        return True
 
 
 def _read_unchanged(path: Path) -> tuple[list[Atoms], str]:
@@ -122,116 +194,103 @@ def read_images(path: str | Path) -> list[Atoms]:
     Raises:
         InputError: naming the file, the frame and the line where it can be known.
     """
+    return list(stream_images(path))
+
+
+def stream_images(path: str | Path) -> Iterator[Atoms]:
+    """`read_images` one at a time, so that a file of any length can be read."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
     if path.is_dir():
         raise InputError(f"{path}: this is a folder; give a file with structures")
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
-    images = _read_xyz(path) if suffixes and suffixes[-1] in _XYZ else _read_other(path)
-    for index, atoms in enumerate(images):
-        check.check_structure(atoms, f"{path}, frame {index} of {len(images)}")
-    return images
+    yield from _read_xyz(path) if suffixes and suffixes[-1] in _XYZ else _read_other(path)
 
 
-def _read_xyz(path: Path) -> list[Atoms]:
+def _read_xyz(path: Path) -> Iterator[Atoms]:
     from ase.io.extxyz import read_xyz
 
-    blocks = check.scan(_text(path), str(path))
-    images = []
-    for index, block in enumerate(blocks):
+    total = sum(1 for _ in check.scan(_lines(path), str(path)))
+    for index, block in enumerate(check.scan(_lines(path), str(path))):
+        where = f"{path}, frame {index} of {total}"
         try:
             text = io.StringIO("\n".join(block.lines))
-            images += list(read_xyz(text, slice(None)))  # pyright: ignore[reportArgumentType]
+            images = list(read_xyz(text, slice(None)))  # pyright: ignore[reportArgumentType]
         except Exception as error:  # ASE raises whatever float(), numpy and its tables raise
             reason = check.explain(block) or f"ASE cannot read it ({_first_line(error)})"
-            raise InputError(f"{path}, frame {index} of {len(blocks)}, {reason}") from None
-        if len(images) != index + 1:
-            raise InputError(f"{path}, frame {index} of {len(blocks)}: ASE does not read it")
-    return images
+            raise InputError(f"{where}, {reason}") from None
+        if len(images) != 1:
+            raise InputError(f"{where}: ASE does not read it")
+        check.check_structure(images[0], where)
+        yield images[0]
 
 
-def _text(path: Path) -> str:
-    """Text of a file, decompressed by its content, whatever its name says."""
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a file, decompressed by its content, whatever its name says."""
+    place = 0
+    for number, raw in enumerate(_raw_lines(path)):
+        try:
+            line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number + 1}: byte {place + error.start} is not UTF-8 text; convert "
+                "the file to UTF-8"
+            ) from None
+        place += len(raw)
+        line = line.removesuffix("\n").removesuffix("\r")
+        yield from line.split("\r") if "\r" in line else (line,)
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
     try:
-        content = path.read_bytes()
+        file = path.open("rb")
+        start = file.peek(8)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    for magic, opener in _OPENERS.items():
-        if content.startswith(magic):
-            most = max(MOST_COMPRESSED * len(content), SMALL)
-            try:
-                with _open(opener, content) as file:
-                    content = file.read(most + 1)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                raise InputError(
-                    f"{path}: the compressed file is damaged or cut short ({error})"
-                ) from None
-            if len(content) > most:
+    with file:
+        opener = next((o for magic, o in _OPENERS.items() if start.startswith(magic)), None)
+        if opener is None:
+            yield from file
+            return
+        most, done = max(MOST_COMPRESSED * path.stat().st_size, SMALL), 0
+        stream = opener(fileobj=file) if opener is gzip.GzipFile else opener(file)
+        while raw := _unpacked_line(stream, most + 1 - done, path):
+            done += len(raw)
+            if done > most:
                 raise InputError(
                     f"{path}: refused, it unpacks to more than {MOST_COMPRESSED} times its size, "
                     "which no text of atoms does"
                 )
+            yield raw
+
+
+def _unpacked_line(stream: Any, most: int, path: Path) -> bytes:
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}, line {line}: byte {error.start} is not UTF-8 text; convert the file to UTF-8"
-        ) from None
+        return stream.readline(most)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: the compressed file is damaged or cut short ({error})") from None
 
 
-def _open(opener: type, content: bytes) -> Any:
-    stream = io.BytesIO(content)
-    return opener(fileobj=stream) if opener is gzip.GzipFile else opener(stream)
-
-
-def _read_other(path: Path) -> list[Atoms]:
+def _read_other(path: Path) -> Iterator[Atoms]:
     import ase.io
 
-    try:
-        images = ase.io.read(path, index=":")
-    except Exception as error:  # every reader of ASE has its own exceptions
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
-    if not images:
+    images, index = None, 0
+    while True:
+        try:
+            images = ase.io.iread(path, index=":") if images is None else images
+            atoms = next(images, None)
+        except Exception as error:  # every reader of ASE has its own exceptions
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
+        if atoms is None:
+            break
+        check.check_structure(atoms, f"{path}, frame {index}")
+        yield atoms
+        index += 1
+    if not index:
         raise InputError(f"{path}: 0 frames; give a file with structures")
-    return images if isinstance(images, list) else [images]
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-
-
-def _isolated_atoms(
-    frames: list[Frame], total: int, *, unmarked: bool
-) -> tuple[dict[int, float], list[Frame]]:
-    """Take out isolated atoms: marked by config_type, or single atoms that are not periodic."""
-    isolated: dict[int, float] = {}
-    rest: list[Frame] = []
-    for frame in frames:
-        marked = frame.config_type.lower() in _ISOLATED
-        alone = len(frame) == 1 and not frame.pbc.any() and frame.config_type == "Default"
-        if not marked and not (unmarked and alone and frame.energy is not None):
-            rest.append(frame)
-            continue
-        where = f"{frame.file}, frame {frame.index} of {total}"
-        if len(frame) != 1:
-            raise InputError(
-                f"{where}: config_type={frame.config_type}, but it has {len(frame)} atoms; "
-                "an isolated atom is one atom"
-            )
-        if frame.energy is None:
-            raise InputError(
-                f"{where}: config_type={frame.config_type}, but it has no energy; add the energy "
-                "or remove the frame"
-            )
-        number = int(frame.numbers[0])
-        if abs(isolated.get(number, frame.energy) - frame.energy) > 1e-6:
-            raise InputError(
-                f"{where}: a second isolated atom of atomic number {number} with another energy "
-                f"({frame.energy} after {isolated[number]} eV); keep one, or give the other "
-                "another config_type"
-            )
-        isolated[number] = frame.energy
-    return isolated, rest

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from eqnet.data.frame import Frame, from_atoms
-from eqnet.data.labels import ATOMS, CALCULATOR, STRUCTURE, Values, finite_numbers, values_of
+from eqnet.data.label_choice import ATOMS, CALCULATOR, STRUCTURE, Values, values_of
+from eqnet.data.labels import finite_numbers
 from eqnet.data.read import read_images
 from eqnet.errors import InputError
 

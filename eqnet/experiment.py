@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from eqnet.data.batches import Loader, make_items
 from eqnet.data.frame import Frame
 from eqnet.data.items import Item
-from eqnet.data.labels import Keys
+from eqnet.data.label_choice import Keys
 from eqnet.data.neighbors import average_num_neighbors
 from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
@@ -54,8 +54,8 @@ class Experiment:
 
     options: TrainOptions
     datasets: dict[str, Dataset]
-    frames: dict[str, list[Frame]]
-    items: dict[str, list[Item]]
+    frames: dict[str, Sequence[Frame]]
+    items: dict[str, Sequence[Item]]
     elements: tuple[int, ...]
     atomic_energies: np.ndarray
     references: ReferenceReport
@@ -188,7 +188,9 @@ def prepare(
     energies, references = find_references(options, datasets["train"], frames["train"], elements)
     shift, residual = fit_shift(frames["train"], elements, energies)
     config_class, r_max = config_class_of(options.model.model), cutoff_of(options)
-    items = {role: make_items(frames[role], elements, r_max) for role in frames}
+    items: dict[str, Sequence[Item]] = {
+        role: make_items(frames[role], elements, r_max) for role in frames
+    }
     neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
     if neighbors == 0:
         raise InputError(
@@ -248,7 +250,7 @@ def read_files(options: TrainOptions, file: Path) -> dict[str, Dataset]:
     return datasets
 
 
-def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, list[Frame]]:
+def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, Sequence[Frame]]:
     """Frames by role; files of their own win, the rest is drawn from the training file."""
     data, frames = options.data, datasets["train"].frames
     if data.split_file is not None:
@@ -272,7 +274,7 @@ def _split(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, lis
             seed=options.run.seed,
         )
     train, valid, test = parts.select(frames)
-    found = {"train": train, "valid": valid, "test": test}
+    found: dict[str, Sequence[Frame]] = {"train": train, "valid": valid, "test": test}
     for role in ("valid", "test"):
         if role in datasets:
             if found[role]:
@@ -317,7 +319,7 @@ def _unreadable(text: str) -> InputError:
     )
 
 
-def elements_of(frames: dict[str, list[Frame]]) -> tuple[int, ...]:
+def elements_of(frames: Mapping[str, Sequence[Frame]]) -> tuple[int, ...]:
     """Elements of the training structures; those of the others must be among them."""
     from eqnet.data.elements import symbol
 
