@@ -2,12 +2,14 @@
 
 eqnet relax model.eqnet ethanol.xyz --fmax 0.005
 eqnet relax model.eqnet crystal.cif --cell --optimizer fire --output relaxed.cif
+eqnet relax model.eqnet molecules.xyz --index :
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from ase import Atoms
     from rich.console import Console
 
+    from eqnet.calculator import EqnetCalculator
+    from eqnet.relaxation import Relaxation
+
+SKIN = 0.3  # angstrom, of structures side by side
+NAMED = 20  # structures that a sentence lists
+INTERVAL = 10.0  # seconds between lines of progress at most
+
 
 def _default(text: str, metavar: str) -> Any:
     """How `--help` shows an option whose default depends on others."""
@@ -28,17 +37,18 @@ def _default(text: str, metavar: str) -> Any:
 
 @dataclass(frozen=True)
 class RelaxOptions:
-    """Relax a structure, and with --cell its lattice, until forces are small."""
+    """Relax structures, and with --cell their lattices, until forces are small."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model file, as `eqnet train` writes it."""
     structure: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STRUCTURE")]
     """Structure to begin with: any file ASE reads. Its constraints are kept."""
     output: Annotated[str | None, _default("STRUCTURE_relaxed.xyz", "FILE")] = None
-    """Relaxed structure, in a format that ASE writes; the way there goes to the same name with
-    .traj."""
-    index: int = -1
-    """Which frame of STRUCTURE, from 0; negative numbers count from the end."""
+    """Relaxed structure, in a format that ASE writes; the way of a single one goes to the same name
+    with .traj."""
+    index: str = "-1"
+    """Which frame of STRUCTURE, from 0; negative numbers count from the end. A slice, such as : for
+    all or 0:10, relaxes all of them side by side."""
     fmax: float = 0.01
     """Largest force left on an atom, in eV/A; with --cell also of the forces on the cell."""
     cell: bool = False
@@ -46,7 +56,7 @@ class RelaxOptions:
     optimizer: Literal["bfgs", "lbfgs", "fire"] = "bfgs"
     """Optimiser: bfgs for few atoms, lbfgs for many, fire for rough beginnings."""
     steps: int = 1000
-    """Most steps."""
+    """Most steps (of each structure)."""
     method: str = "default"
     """How the tensor products are computed: default, auto for the fastest here, or a name."""
     cores: int = 1
@@ -68,30 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--fmax must be a positive number of eV/A, not {options.fmax}")
     if options.steps < 1:
         raise InputError(f"--steps must be at least 1, not {options.steps}")
+    several = ":" in options.index
     output = Path(options.output or f"{Path(options.structure).stem}_relaxed.xyz")
     trajectory = output.with_suffix(".traj")
 
-    from eqnet.scripts.structures import check_outputs, check_writable, read_structure
+    from eqnet.scripts.structures import check_outputs, check_writable, read_structures
 
     inputs = [options.model, options.structure]
-    check_outputs([output, trajectory], inputs, overwrite=options.overwrite)
-    check_writable(output)
-    atoms = read_structure(options.structure, options.index)
-    if options.cell and not atoms.pbc.all():
-        raise InputError(
-            f"--cell needs three periodic axes, but {options.structure} has "
-            f"pbc = {atoms.pbc.tolist()}: relax the atoms alone"
-        )
+    outputs = [output] if several else [output, trajectory]
+    check_outputs(outputs, inputs, overwrite=options.overwrite)
+    check_writable(output, several=several)
+    structures = read_structures(options.structure, options.index)
+    for i, atoms in enumerate(structures):
+        if options.cell and not atoms.pbc.all():
+            raise InputError(
+                f"--cell needs three periodic axes, but {options.structure} has "
+                f"pbc = {atoms.pbc.tolist()}{f' (structure {i})' if several else ''}: relax the "
+                "atoms alone"
+            )
     from eqnet.calculator import EqnetCalculator
 
-    atoms.calc = EqnetCalculator(
+    calculator = EqnetCalculator(
         options.model,
         device=options.device,
         dtype=options.dtype,
+        skin=SKIN if several else 0.0,
         method=options.method,
         cores=options.cores,
     )
-    return _relax(options, atoms, output, trajectory)
+    if several:
+        return _relax_all(options, structures, calculator, output)
+    structures[0].calc = calculator
+    return _relax(options, structures[0], output, trajectory)
 
 
 def _relax(options: RelaxOptions, atoms: Atoms, output: Path, trajectory: Path) -> int:
@@ -145,6 +163,87 @@ def _optimize(
     optimizer.attach(show)
     optimizer.attach(lambda: write(atoms))
     return bool(optimizer.run(fmax=options.fmax, steps=options.steps)), optimizer.nsteps
+
+
+def _relax_all(
+    options: RelaxOptions, structures: list[Atoms], calculator: EqnetCalculator, output: Path
+) -> int:
+    """Relax all side by side, write and print."""
+    from rich.console import Console
+
+    from eqnet.relaxation import relax
+    from eqnet.scripts.structures import write_structure
+
+    console = Console(soft_wrap=True)
+    started = time.monotonic()
+    try:
+        ways = relax(
+            calculator,
+            structures,
+            optimizer=options.optimizer,
+            fmax=options.fmax,
+            steps=options.steps,
+            cell=options.cell,
+            name=options.structure,
+            show=_progress(console),
+        )
+    except KeyboardInterrupt:
+        write_structure(output, structures)
+        raise
+    for way in ways:
+        way.atoms.info["converged"] = way.converged
+    write_structure(output, structures)
+    _summary_of_all(console, ways, time.monotonic() - started)
+    console.print(f"relaxed structures: {output}", markup=False)
+    for way in ways:
+        if way.error:
+            print(f"eqnet: warning: structure {way.index}: {way.error}", file=sys.stderr)
+    failed = [str(way.index) for way in ways if not way.converged]
+    if failed:
+        named = ", ".join(failed[:NAMED]) + (", ..." if len(failed) > NAMED else "")
+        print(
+            f"eqnet: error: {len(failed)} of {len(ways)} structures are not relaxed to "
+            f"{options.fmax} eV/A within {options.steps} steps: {named} of {output}, counted from "
+            "0; continue from there, or allow more --steps",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _progress(console: Console) -> Callable[[Sequence[Relaxation]], None]:
+    """A line when twice as many sweeps are over, or ten seconds have passed."""
+    console.print("sweep   converged   largest force (eV/A)")
+    sweeps, due, last = 0, 1, time.monotonic()
+
+    def show(ways: Sequence[Relaxation]) -> None:
+        nonlocal sweeps, due, last
+        sweeps += 1
+        if sweeps < due and time.monotonic() - last < INTERVAL:
+            return
+        due, last = max(due, 2 * sweeps), time.monotonic()
+        done = sum(way.converged for way in ways)
+        largest = max((way.largest for way in ways if way.largest < float("inf")), default=0.0)
+        console.print(f"{sweeps:5d} {f'{done}/{len(ways)}':>11} {largest:22.5f}", highlight=False)
+
+    return show
+
+
+def _summary_of_all(console: Console, ways: Sequence[Relaxation], seconds: float) -> None:
+    from statistics import median
+
+    from rich.table import Table
+
+    steps = [way.steps for way in ways]
+    table = Table(box=None, show_header=False)
+    table.add_row("structures", str(len(ways)))
+    table.add_row("converged", str(sum(way.converged for way in ways)))
+    table.add_row("steps: least", str(min(steps)))
+    table.add_row("steps: median", f"{median(steps):g}")
+    table.add_row("steps: most", str(max(steps)))
+    table.add_row("seconds", f"{seconds:.1f}")
+    table.add_row("structures per second", f"{len(ways) / seconds:.2f}")
+    console.print(table)
 
 
 def _state(atoms: Atoms) -> dict[str, str]:

@@ -110,8 +110,8 @@ def open_trajectory(
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a suffix for which ASE has no writer of single structures.
+def check_writable(path: Path, *, several: bool = False) -> None:
+    """Refuse a suffix for which ASE has no writer of single, or of several, structures.
 
     Raises:
         InputError: naming the suffix.
@@ -124,10 +124,14 @@ def check_writable(path: Path) -> None:
         name = ""
     if name not in ioformats or not ioformats[name].can_write:
         raise InputError(f"{path}: ASE cannot write such a file; end the name with .xyz")
+    if several and ioformats[name].single:
+        raise InputError(
+            f"{path}: such a file holds one structure; end the name with .xyz or .traj"
+        )
 
 
-def write_structure(path: Path, atoms: Atoms) -> None:
-    """One structure in the format of its suffix; .xyz is extended XYZ.
+def write_structure(path: Path, atoms: Atoms | list[Atoms]) -> None:
+    """One structure, or several, in the format of the suffix; .xyz is extended XYZ.
 
     Raises:
         InputError: the file cannot be written.

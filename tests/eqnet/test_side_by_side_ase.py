@@ -65,7 +65,7 @@ def check_same(structures: list[Atoms]) -> None:
                 with pytest.raises(PropertyNotImplementedError, match="has no volume"):
                     atoms.get_stress()
                 continue
-            here, there = (calculator_of(a).get_property(name, a) for a in (atoms, twin))
+            here, there = (np.array(calculator_of(a).get_property(name, a)) for a in (atoms, twin))
             np.testing.assert_allclose(here, there, rtol=1e-12, atol=1e-10)
 
 

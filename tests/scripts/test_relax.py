@@ -107,6 +107,41 @@ def test_not_converged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert Path("water_relaxed.xyz").exists()
 
 
+def test_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = [molecule(name) for name in ("CH3CH2OH", "H2O", "CH4", "CO2")]
+    for seed, atoms in enumerate(start):
+        atoms.rattle(0.05, seed=seed)
+    write("all.xyz", start, format="extxyz")
+    argv = ["model.eqnet", "all.xyz", "--fmax", "0.005"]
+    assert run("relax", [*argv, "--index", "1:"]) == 0
+    relaxed = frames("all_relaxed.xyz")
+    assert [len(atoms) for atoms in relaxed] == [3, 5, 3]
+    for atoms, index in zip(relaxed, ("1", "2", "-1"), strict=True):
+        assert run("relax", [*argv, "--index", index, "--output", "one.xyz", "--overwrite"]) == 0
+        alone = frame("one.xyz")
+        np.testing.assert_allclose(atoms.positions, alone.positions, atol=2e-8)  # digits of a file
+        np.testing.assert_allclose(atoms.get_forces(), alone.get_forces(), atol=2e-7)
+        assert atoms.get_potential_energy() == pytest.approx(alone.get_potential_energy(), abs=1e-8)
+        assert atoms.info["converged"]
+    assert not Path("all_relaxed.traj").exists()
+    out = capsys.readouterr().out
+    assert ["converged", "3"] in [line.split() for line in out.splitlines()]
+
+
+def test_those_that_did_not_converge_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close = frame("water.xyz")
+    assert run("relax", ["model.eqnet", "water.xyz", "--fmax", "1e-6"]) == 0
+    write("two.traj", [close, frame("water_relaxed.xyz"), close])
+    assert run("relax", ["model.eqnet", "two.traj", "--index", ":", "--steps", "2"]) == 1
+    err = capsys.readouterr().err
+    assert "2 of 3 structures are not relaxed to 0.01 eV/A within 2 steps: 0, 2 of " in err
+    written = frames("two_relaxed.xyz")
+    assert [atoms.info["converged"] for atoms in written] == [False, True, False]
+    assert all(np.isfinite(atoms.get_forces()).all() for atoms in written)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -116,6 +151,10 @@ def test_not_converged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["water.xyz", "--output", "water.qqq"], "ASE cannot write"),
         (["water.xyz", "--output", "water.traj"], "same name"),
         (["water.xyz", "--steps", "0"], "--steps must be at least 1"),
+        (["water.xyz", "--index", "1"], "there is no frame 1"),
+        (["water.xyz", "--index", "all"], "--index must be one frame"),
+        (["water.xyz", "--index", ":", "--cell"], "(structure 0): relax the atoms alone"),
+        (["water.xyz", "--index", ":", "--output", "POSCAR"], "holds one structure"),
     ],
 )
 def test_refusals(

@@ -1,0 +1,139 @@
+"""Relaxing many structures side by side, each by an ASE optimiser of its own.
+
+    ends = relax(EqnetCalculator("model.eqnet", dtype="float64", skin=0.3), structures, fmax=0.01)
+
+Optimisers take their steps in turn, and one call of the model computes where all have arrived. When
+half of the atoms that are moving have arrived for good, the next structures take their place, so
+that the memory does not depend on the number of structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from eqnet.calculator import EqnetCalculator, check_volume
+from eqnet.data.frame import from_atoms
+from eqnet.errors import InputError
+from eqnet.side_by_side import SideBySide
+from eqnet.verlet_list import check_structure
+
+ROOM = 4000  # atoms that move at a time
+OPTIMIZERS: dict[str, Any] = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}
+
+
+class Relaxation:
+    """The way of one structure, whose atoms (and cell, if `cell`) are moved in place.
+
+    Attributes:
+        index: of the structure.
+        atoms: the structure; at the end with its energy, forces and, if there is one, stress.
+        steps: taken so far.
+        largest: force left on an atom or the cell, eV/angstrom.
+        converged: whether it is below `fmax`.
+        error: why there is no answer at the step after the last, or at the first; '' if there is.
+    """
+
+    def __init__(self, index: int, atoms: Atoms, optimizer: str, fmax: float, cell: bool) -> None:
+        self.index, self.atoms, self.fmax = index, atoms, fmax
+        target: Any = FrechetCellFilter(atoms) if cell else atoms
+        self.optimizer = OPTIMIZERS[optimizer](target, logfile=None)
+        self.largest = float("inf")
+        self.converged = False
+        self.error = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self.optimizer.nsteps
+
+    def advance(self, steps: int) -> bool:
+        """Take a step if there is more to do: forces are large, and `steps` are not used up."""
+        problem = self.optimizer.optimizable
+        try:
+            gradient = problem.get_gradient()
+        except InputError as error:
+            self._step_back(str(error))
+            return False
+        self.largest = float(problem.gradient_norm(gradient))
+        self.converged = bool(problem.converged(gradient, self.fmax))
+        if self.converged or self.steps == steps:
+            return False
+        self._last_good = self.atoms.positions.copy(), self.atoms.cell.copy(), _results(self.atoms)
+        self.optimizer.step()
+        self.optimizer.nsteps += 1
+        return True
+
+    def _step_back(self, error: str) -> None:
+        """To the last place with an answer, if there is one."""
+        self.error, self.atoms.calc = error, None
+        if self.steps == 0:
+            return
+        positions, cell, results = self._last_good
+        self.optimizer.nsteps -= 1
+        self.atoms.set_cell(cell)
+        self.atoms.positions[:] = positions
+        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
+
+
+def relax(
+    calculator: EqnetCalculator,
+    structures: Sequence[Atoms],
+    *,
+    optimizer: Literal["bfgs", "lbfgs", "fire"] = "bfgs",
+    fmax: float = 0.01,
+    steps: int = 1000,
+    cell: bool = False,
+    room: int = ROOM,
+    name: str = "structures",
+    show: Callable[[Sequence[Relaxation]], None] | None = None,
+) -> list[Relaxation]:
+    """Relax structures side by side, as ASE would one after the other; they are moved in place.
+
+    Args:
+        calculator: the model; with a skin, neighbours are seldom searched.
+        structures: the structures; their constraints are kept.
+        optimizer: the name of ASE's optimiser.
+        fmax: largest force left on an atom (and, with `cell`, on the cell), eV/angstrom.
+        steps: most steps of each.
+        cell: whether lattice vectors are relaxed too; three periodic directions.
+        room: atoms that move at a time; larger structures move alone.
+        name: how errors call the structures, before the word frame and the index.
+        show: called with all relaxations, those to come too, after each sweep.
+
+    Raises:
+        InputError: a structure that no model of these elements knows, see `check_structure`. No
+            answer for another reason ends that relaxation only, where it was (`Relaxation.error`).
+    """
+    for i, atoms in enumerate(structures):
+        frame = from_atoms(atoms, file=name, index=i)
+        check_structure(frame, calculator.members[0].potential.elements)
+        if cell:
+            check_volume(frame)
+    ways = [Relaxation(i, atoms, optimizer, fmax, cell) for i, atoms in enumerate(structures)]
+    waiting = sorted(ways, key=lambda way: len(way.atoms))  # the largest first: the rest has room
+    moving: list[Relaxation] = []
+    while waiting or moving:
+        size = sum(len(way.atoms) for way in moving)
+        if waiting and 2 * size <= room:
+            while waiting and (not moving or size + len(waiting[-1].atoms) <= room):
+                moving.append(waiting.pop())
+                size += len(moving[-1].atoms)
+            indices = [way.index for way in moving]
+            SideBySide(calculator, [way.atoms for way in moving], name=name, indices=indices)
+        moving = [way for way in moving if way.advance(steps)]
+        if show is not None:
+            show(ways)
+    return ways
+
+
+def _results(atoms: Atoms) -> dict[str, Any]:
+    """What the calculator has found."""
+    assert isinstance(atoms.calc, Calculator)
+    return {name: value for name, value in atoms.calc.results.items() if name in all_properties}
