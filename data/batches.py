@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import DTypeLike
 
-from eqnet.data.items import Item, make_item, make_items, species_of
+from eqnet.data.items import Item, make_item, make_items, sizes_of, species_of
 from eqnet.data.packing import (
     Shape,
     Targets,
@@ -78,10 +78,10 @@ class Loader:
         part: int = 0,
         parts: int = 1,
     ) -> None:
-        """Choose the shapes and lay out the rows.
+        """Choose the shapes.
 
         Args:
-            items: the structures.
+            items: the structures; lazy ones are made in the background thread, as they are needed.
             batch_size: structures of a batch; more than there are makes one batch.
             reference_energy: species [n] -> eV, subtracted from the energies in float64.
             seed: of the order.
@@ -100,18 +100,14 @@ class Loader:
             raise InputError("there are 0 structures to make batches of; give at least one")
         if batch_size < 1:
             raise InputError(f"the batch size is {batch_size}; give 1 or more")
-        self.items = list(items)
+        self.items, sizes = items, sizes_of(items)
         self.batch_size = min(batch_size, len(self.items))
         self.seed, self.shuffle, self.dtype = seed, shuffle, dtype
         self.prefetch = prefetch
         self.tensors = dict(tensors or {})
-        self._references = [float(reference_energy(item.species)) for item in self.items]
-        slots, split = choose_slots(item.counts for item in self.items)
-        for item in self.items:
-            item.rows(slots)
-        self._atoms = np.array([item.num_atoms for item in self.items])
-        self._rows = np.array([item.num_rows(slots) for item in self.items])
-        self._edges = np.array([item.num_edges for item in self.items])
+        self._reference_energy = reference_energy
+        slots, split = choose_slots(sizes.counts)
+        self._atoms, self._rows, self._edges = sizes.atoms(), sizes.rows(slots), sizes.edges()
         self.part, self.parts = part, parts
         self._plan(slots, split, max_shapes)
 
@@ -175,7 +171,7 @@ class Loader:
         shape = self._shape(indices)
         indices = indices[self.part :: self.parts]
         items = [self.items[i] for i in indices]
-        references = [self._references[i] for i in indices]
+        references = [float(self._reference_energy(item.species)) for item in items]
         labels = targets(items, shape, references, self.dtype)
         if self.tensors:
             values, weights = tensor_targets(items, shape, self.tensors, self.dtype)

@@ -1,14 +1,14 @@
-"""Item: a frame with its neighbours, found once and laid out in rows, ready to be packed.
+"""Item: a frame with its neighbours, laid out in rows, ready to be packed.
 
-A row holds K slots; an atom with more neighbours than that has several rows. The rows of an item
-are laid out once for the K of the data set, so that packing a batch is nothing but copying.
+A row holds K slots; an atom with more neighbours than that has several rows. Items in a list are
+made and laid out once, so that packing a batch is nothing but copying; lazy ones every time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +56,11 @@ class Item:
         """Directed edges of the structure."""
         return len(self.neighbors.centers)
 
+    @property
+    def shortest(self) -> float:
+        """Shortest distance within the cutoff in angstrom, infinite without one."""
+        return float(self.neighbors.distances.min(initial=np.inf))
+
     def num_rows(self, slots: int) -> int:
         """Rows that the structure takes with this many slots in a row."""
         return int(rows_per_atom(self.counts, slots).sum())
@@ -65,6 +70,51 @@ class Item:
         if self._rows is None or self._rows[0] != slots:
             self._rows = (slots, _lay_out(self.neighbors, self.counts, slots))
         return self._rows[1]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of atoms and neighbours of F structures, known without making the structures."""
+
+    counts: Sequence[np.ndarray]  # of each structure [n] int32, neighbours of each atom
+    shortest: np.ndarray  # [F] angstrom, shortest distance within the cutoff, infinite without one
+
+    def atoms(self) -> np.ndarray:
+        """Atoms of each structure, [F]."""
+        return np.array([len(counts) for counts in self.counts])
+
+    def edges(self) -> np.ndarray:
+        """Directed edges of each structure, [F]."""
+        return np.array([int(counts.sum()) for counts in self.counts])
+
+    def rows(self, slots: int) -> np.ndarray:
+        """Rows that each structure takes with this many slots in a row, [F]."""
+        return np.array([int(rows_per_atom(counts, slots).sum()) for counts in self.counts])
+
+
+class LazyItems(Sequence[Item]):
+    """Items that are made when they are asked for; only their sizes are known before."""
+
+    def __init__(
+        self, frames: Sequence[Frame], elements: Sequence[int], cutoff: float, sizes: Sizes
+    ) -> None:
+        self.frames, self.elements, self.cutoff, self.sizes = frames, elements, cutoff, sizes
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: Any) -> Any:  # an item, or a list of items for a slice
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return make_item(self.frames[index], self.elements, self.cutoff)
+
+
+def sizes_of(items: Sequence[Item]) -> Sizes:
+    """Sizes of structures, which lazy items know."""
+    if isinstance(items, LazyItems):
+        return items.sizes
+    shortest = [item.shortest for item in items]
+    return Sizes([item.counts for item in items], np.array(shortest, dtype=np.float64))
 
 
 def rows_per_atom(counts: np.ndarray, slots: int) -> np.ndarray:

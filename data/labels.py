@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +68,43 @@ def label_frames(
         )
 
 
-def make_report(
-    file: str, frames: Sequence[Frame], sources: dict[str, Source | None], notes: list[str]
-) -> LabelReport:
-    """Say what the frames hold; labels absent in some frames are noted."""
-    rows = [r for label in UNITS if (r := _row(label, sources[label], frames)) is not None]
-    missing = []
-    for row in rows:
-        if row.count < len(frames):
-            first = next(f.index for f in frames if getattr(f, row.label) is None)
-            missing.append(
-                f"{row.label} is missing in {len(frames) - row.count} of {len(frames)} frames "
-                f"(first: frame {first}); there it weighs nothing"
-            )
-    return LabelReport(file, len(frames), rows, [*notes, *missing])
+class Tally:
+    """How many frames have each label and between which values, as frames go by."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._count = dict.fromkeys(UNITS, 0)
+        self._low, self._high = dict.fromkeys(UNITS, np.inf), dict.fromkeys(UNITS, -np.inf)
+        self._without: dict[str, int] = {}  # index of the first frame without it
+
+    def add(self, frame: Frame) -> None:
+        """Count one more frame."""
+        self.frames += 1
+        for label in UNITS:
+            value = getattr(frame, label)
+            if value is None:
+                self._without.setdefault(label, frame.index)
+            else:
+                self._count[label] += 1
+                self._low[label] = min(self._low[label], float(np.min(value)))
+                self._high[label] = max(self._high[label], float(np.max(value)))
+
+    def report(self, file: str, sources: dict[str, Source | None], notes: list[str]) -> LabelReport:
+        """Say what the frames hold; labels absent in some frames are noted."""
+        rows = [self._row(label, source) for label, source in sources.items()
+                if source is not None and self._count[label]]  # fmt: skip
+        missing = [
+            f"{row.label} is missing in {self.frames - row.count} of {self.frames} frames "
+            f"(first: frame {self._without[row.label]}); there it weighs nothing"
+            for row in rows
+            if row.count < self.frames
+        ]
+        return LabelReport(file, self.frames, rows, [*notes, *missing])
+
+    def _row(self, label: str, source: Source) -> LabelRow:
+        name = f"{source.place}, -virial/volume" if source.virial else source.place
+        low, high = self._low[label], self._high[label]
+        return LabelRow(label, source.key, name, self._count[label], low, high, UNITS[label])
 
 
 def _frame(
@@ -172,15 +195,3 @@ def _stress(numbers: np.ndarray, source: Source, atoms: Atoms, where: str) -> np
     if source.virial:
         return -tensor / volume if volume > 0 else np.zeros((3, 3))
     return tensor
-
-
-def _row(label: str, source: Source | None, frames: Sequence[Frame]) -> LabelRow | None:
-    count, low, high = 0, np.inf, -np.inf
-    for frame in frames:
-        value = getattr(frame, label)
-        if value is not None:
-            count, low, high = count + 1, min(low, np.min(value)), max(high, np.max(value))
-    if source is None or not count:
-        return None
-    name = f"{source.place}, -virial/volume" if source.virial else source.place
-    return LabelRow(label, source.key, name, count, float(low), float(high), UNITS[label])

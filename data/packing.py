@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +62,7 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     K makes slots, padding included, plus a small cost for every row smallest, as long as no more
     than a fifth of the slots is padding.
     """
-    values, times = np.unique(np.concatenate([*counts, [0]]), return_counts=True)
+    values, times = _histogram(counts)
     top = max(int(values[-1]), 1)
     best = (np.inf, np.inf, 0, 0)
     for slots in range(SLOT_STEP, top + SLOT_STEP, SLOT_STEP):
@@ -74,6 +75,17 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
         waste = 1 - (values * times).sum() / ((rows * times).sum() * slots)
         best = min(best, (max(float(waste), MAX_WASTE), float(cost), slots, split))
     return best[2], best[3]
+
+
+def _histogram(counts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of neighbours that occur, ascending, and how often; 0 once more than it does."""
+    times, rest = np.ones(1, dtype=np.int64), iter(counts)
+    while some := list(islice(rest, 10_000)):
+        more = np.bincount(np.concatenate(some), minlength=len(times))
+        more[: len(times)] += times
+        times = more
+    values = np.flatnonzero(times)
+    return values, times[values]
 
 
 def shape_of(items: Sequence[Item]) -> Shape:

@@ -17,7 +17,7 @@ import numpy as np
 from eqnet.data import check
 from eqnet.data.frame import Frame, from_atoms, to_atoms
 from eqnet.data.label_choice import Keys, Seen, choose, unused_labels
-from eqnet.data.labels import LabelReport, LabelRow, label_frames, make_report
+from eqnet.data.labels import LabelReport, LabelRow, Tally, label_frames
 from eqnet.errors import InputError
 from eqnet.files import digest
 
@@ -83,7 +83,7 @@ def read(
     images, sha256 = _read_unchanged(Path(path))
     places = [(atoms, str(path), index) for index, atoms in enumerate(images)]
     reader = Reader(lambda: places, keys or Keys(), require, str(path), isolated=isolated)
-    return reader.dataset(list(reader), sha256)
+    return Dataset(list(reader), reader.isolated, reader.report(), sha256)
 
 
 class Reader:
@@ -119,6 +119,7 @@ class Reader:
             self.seen.add(atoms, name, index)
         self.sources, self.notes = choose(self.seen, keys, require, file)
         self.isolated: dict[int, float] = {}
+        self._tally = Tally()
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames; a value that is not what it should be raises an InputError."""
@@ -128,6 +129,7 @@ class Reader:
             if self._is_isolated(frame):
                 alone += 1
             else:
+                self._tally.add(frame)
                 yield frame
         if alone == total:
             raise InputError(
@@ -140,16 +142,16 @@ class Reader:
                 "not among the structures"
             )
 
-    def dataset(self, frames: Sequence[Frame], sha256: str) -> Dataset:
-        """The frames, all that this gave, with the report of their labels."""
-        report = make_report(self.file, frames, self.sources, self.notes)
+    def report(self) -> LabelReport:
+        """Of the labels of all frames, which have been taken before."""
+        report = self._tally.report(self.file, self.sources, self.notes)
         report.unused.extend(unused_labels(self.seen, self.sources))
         absent = sorted(set(self.require) - {row.label for row in report.rows})
         if absent:
             raise InputError(
                 f"{self.file}: only isolated atoms have {absent[0]}; structures need it too"
             )
-        return Dataset(frames, self.isolated, report, sha256)
+        return report
 
     def _is_isolated(self, frame: Frame) -> bool:
         """Whether this is an isolated atom: marked by config_type, or single and not periodic."""

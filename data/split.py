@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from eqnet.data.frame import Frame
+from eqnet.data.part import take
 from eqnet.errors import InputError
 
 T = TypeVar("T")
@@ -26,9 +27,9 @@ class Split:
     valid: list[int]
     test: list[int]
 
-    def select(self, frames: Sequence[T]) -> tuple[list[T], list[T], list[T]]:
+    def select(self, frames: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
         """The frames of the three parts."""
-        train, valid, test = ([frames[i] for i in part] for part in self.parts())
+        train, valid, test = (take(frames, part) for part in self.parts())
         return train, valid, test
 
     def parts(self) -> tuple[list[int], list[int], list[int]]:
@@ -120,11 +121,13 @@ def repetitions(frames: Mapping[str, Sequence[Frame]]) -> Iterator[str]:
     """Structures that are in two roles: their errors say nothing about new structures."""
     train = {fingerprint(frame) for frame in frames["train"]}
     for role in ("valid", "test"):
-        again = [frame for frame in frames.get(role, ()) if fingerprint(frame) in train]
+        again = [
+            place for place, frame in enumerate(frames.get(role, ())) if fingerprint(frame) in train
+        ]
         if again:
             yield (
                 f"{len(again)} {role} structures are also among the training structures (first: "
-                f"{again[0].name}); errors on them say little"
+                f"{frames[role][again[0]].name}); errors on them say little"
             )
 
 
