@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "errors of a potential on a file of labelled structures",
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",
+    "neb": "the path and the barrier between two structures",
     "train_tensors": "fit dipoles, polarisabilities, Born charges or elasticity",
     "tensors": "dipoles and other tensors of structures",
     "info": "what is in a model file",

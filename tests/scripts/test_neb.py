@@ -1,0 +1,93 @@
+"""`eqnet neb` finds the path between two structures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import read, write
+from morse import MODELS, by_hand, model_of, morse_potential
+
+import eqnet.models
+from eqnet.model_file import save
+from eqnet.scripts import run
+
+POTENTIAL = morse_potential(r_max=2.5, steepness=3.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tetrahedron of four different places, and its mirror image."""
+    monkeypatch.setitem(eqnet.models.MODELS, "morse", MODELS["morse"])
+    config = model_of(POTENTIAL).config
+    path = tmp_path / "model.eqnet"
+    save(path, POTENTIAL, model_name="morse", config=config, training={}, examples=[])
+    left = Atoms("C3O", [[0.8, 0, 0], [-0.4, 0.7, 0], [-0.4, -0.7, 0], [0, 0, 1.1]])
+    left.rattle(0.03, seed=1)
+    write(tmp_path / "left.xyz", left, format="extxyz")
+    left.positions[:, 2] *= -1
+    write(tmp_path / "right.xyz", left, format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def images(path: str) -> list[Atoms]:
+    atoms = read(path, index=":")
+    assert isinstance(atoms, list)
+    return atoms
+
+
+@pytest.mark.parametrize("climb", [[], ["--climb"]])
+def test_mirror_images(folder: Path, capsys: pytest.CaptureFixture[str], climb: list[str]) -> None:
+    argv = ["model.eqnet", "left.xyz", "right.xyz", "--images", "3", "--relax_ends", *climb]
+    assert run("neb", argv) == 0
+    out, err = capsys.readouterr()
+    assert not err and "left_neb.xyz" in out
+    words = next(line for line in out.splitlines() if line.startswith("barrier")).split()
+    forward, backward = float(words[4]), float(words[7])
+    assert forward == pytest.approx(backward, abs=1e-4) and forward > 0.01
+    band = images("left_neb.xyz")
+    energies = np.array([atoms.get_potential_energy() for atoms in band])
+    for atoms, energy in zip(band, energies, strict=True):
+        exact = by_hand(
+            atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, POTENTIAL, images=0
+        )
+        assert energy == pytest.approx(exact, abs=1e-5)  # eight digits of positions in the file
+    np.testing.assert_allclose(energies, energies[::-1], atol=1e-3)
+    assert energies[2] - energies[0] == pytest.approx(forward, abs=1e-3 if climb else 0.05)
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] == ["2"]]
+    assert float(rows[-1][2]) == pytest.approx(energies[2] - energies[0], abs=1e-4)
+
+
+def test_not_converged_and_ends_that_are_no_minima(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["model.eqnet", "left.xyz", "right.xyz", "--steps", "2", "--output", "band.traj"]
+    assert run("neb", argv) == 1
+    err = capsys.readouterr().err
+    assert "left.xyz is no minimum" in err and "right.xyz is no minimum" in err
+    assert "not relaxed to 0.05 eV/A within 2 steps" in err
+    assert len(images("band.traj")) == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["left.xyz", "left.xyz"], "one structure"),
+        (["left.xyz", "right.xyz", "--images", "0"], "--images must be at least 1"),
+        (["left.xyz", "right.xyz", "--fmax", "0"], "--fmax must be a positive number"),
+        (["left.xyz", "right.xyz", "--output", "POSCAR"], "holds one structure"),
+        (["left.xyz", "right.xyz", "--output", "right.xyz"], "would overwrite an input"),
+        (["left.xyz", "right.xyz", "--relax_ends", "--steps", "1"], "left.xyz cannot be relaxed"),
+    ],
+)
+def test_refusals(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    assert run("neb", ["model.eqnet", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("eqnet: error: ") and message in err and err.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == before
