@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -17,7 +18,7 @@ import numpy as np
 from eqnet.errors import InputError
 from eqnet.files import digest
 
-MANIFEST = "manifest.json"
+MANIFEST = "arrays.json"
 FORMAT = 1
 MOST_MAPPED = 64 << 20  # bytes that may stay in memory; they are read again when needed
 AROUND = 1 << 16  # bytes that the system reads around one place
@@ -79,7 +80,7 @@ def writing(
         yield columns, facts
         digests = {name: column.close() for name, column in columns.items()}
         with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"format": FORMAT, **facts, "arrays": digests}, indent=1) + "\n")
+            file.write(_text({"format": FORMAT, **facts, "arrays": digests}))
             file.flush()
             os.fsync(file.fileno())
         _put(folder, target, overwrite)
@@ -153,12 +154,18 @@ class ArrayFolder:
                 array.base.madvise(mmap.MADV_DONTNEED)
 
 
+def _text(manifest: dict[str, Any]) -> str:
+    """A manifest as JSON, with its own digest at the end."""
+    sha256 = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": sha256}, indent=1) + "\n"
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
         version = found["format"]
-        if version == FORMAT and not all(isinstance(d, str) for d in found["arrays"].values()):
-            raise ValueError("arrays without digests")
+        changed = _text({k: v for k, v in found.items() if k != "sha256"}) != text
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -168,6 +175,8 @@ def _manifest(path: Path) -> dict[str, Any]:
             f"{path}: format {version}, and this version of eqnet reads format {FORMAT}; build the "
             "folder again"
         )
+    if changed:
+        raise InputError(f"{path}: changed since it was written; build the folder again")
     return found
 
 

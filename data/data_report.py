@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 
 from eqnet.data.findings import Finding, closest
 from eqnet.data.frame import Frame
-from eqnet.data.items import Item
+from eqnet.data.items import Item, sizes_of
+from eqnet.data.packing import histogram
 from eqnet.data.read import Dataset
 from eqnet.data.reference_energies import atomic_energies
 from eqnet.data.split import fingerprint, repetitions
@@ -30,17 +33,29 @@ def label_statistics(datasets: Mapping[str, Dataset]) -> list[dict[str, Any]]:
     rows = []
     for role, data in datasets.items():
         for row in data.report.rows:
-            values = [v for f in data.frames if (v := getattr(f, row.label)) is not None]
-            flat = np.concatenate([np.ravel(v) for v in values])
+            mean, std = _mean_and_std(data.frames, row.label)
             rows.append(
                 {
                     "role": role, "file": data.report.file, "label": row.label, "key": row.key,
                     "source": row.source, "frames": row.count, "of": len(data.frames),
-                    "lowest": row.minimum, "highest": row.maximum, "mean": float(flat.mean()),
-                    "std": float(flat.std()), "unit": row.unit,
+                    "lowest": row.minimum, "highest": row.maximum, "mean": mean, "std": std,
+                    "unit": row.unit,
                 }
             )  # fmt: skip
     return rows
+
+
+def _mean_and_std(frames: Sequence[Frame], label: str) -> tuple[float, float]:
+    """Of all numbers of a label, frame by frame (Chan, Golub and LeVeque 1979)."""
+    number, mean, squares = 0, 0.0, 0.0
+    for frame in frames:
+        value = getattr(frame, label)
+        if value is not None:
+            size, own = np.size(value), float(np.mean(value))
+            away, number = own - mean, number + size
+            mean += away * size / number
+            squares += float(np.var(value)) * size + away**2 * size * (number - size) / number
+    return mean, math.sqrt(squares / number)
 
 
 def element_energies(frames: Sequence[Frame], elements: Sequence[int]) -> dict[str, Any] | None:
@@ -69,26 +84,23 @@ def outliers(frames: Frames, elements: Sequence[int], energies: Sequence[float])
 
     Forces are compared by their logarithms, because their distribution is skewed.
     """
-    every = [frame for some in frames.values() for frame in some]
-    by_element = dict(zip(elements, energies, strict=True))
-    energy = [
-        (f, (f.energy - sum(by_element[int(z)] for z in f.numbers)) / len(f))
-        for f in every
-        if f.energy is not None and energies
-    ]
-    force = [
-        (f, float(np.sqrt((f.forces**2).sum(axis=1).max())))
-        for f in every
-        if f.forces is not None and f.forces.any()
-    ]
+    by_element = dict(zip(elements, energies, strict=True)) if energies else {}
+    energy: list[tuple[str, int, float]] = []  # file, frame and value
+    force: list[tuple[str, int, float]] = []
+    for f in (frame for some in frames.values() for frame in some):
+        if f.energy is not None and by_element:
+            beyond = f.energy - sum(by_element[int(z)] for z in f.numbers)
+            energy.append((f.file, f.index, beyond / len(f)))
+        if f.forces is not None and f.forces.any():
+            force.append((f.file, f.index, float(np.sqrt((f.forces**2).sum(axis=1).max()))))
     return {
-        "energy_per_atom": _outliers(energy, np.array([x for _, x in energy]), both=True),
-        "largest_force": _outliers(force, np.log([x for _, x in force]), both=False),
+        "energy_per_atom": _outliers(energy, np.array([x for *_, x in energy]), both=True),
+        "largest_force": _outliers(force, np.log([x for *_, x in force]), both=False),
     }
 
 
 def _outliers(
-    found: Sequence[tuple[Frame, float]], scale: np.ndarray, *, both: bool
+    found: Sequence[tuple[str, int, float]], scale: np.ndarray, *, both: bool
 ) -> list[dict[str, Any]]:
     """Those far above the others (or below them too), the worst first."""
     if len(found) < 3:
@@ -97,9 +109,9 @@ def _outliers(
     size = np.abs(z) if both else z
     worst = [int(i) for i in np.argsort(-size) if size[i] > OUTLIER]
     return [
-        {"file": f.file, "frame": f.index, "value": value, "z": float(z[i])}
+        {"file": file, "frame": frame, "value": value, "z": float(z[i])}
         for i in worst
-        for f, value in [found[i]]
+        for file, frame, value in [found[i]]
     ]
 
 
@@ -119,18 +131,25 @@ def outlier_findings(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 def net_forces(frames: Frames) -> Iterator[Finding]:
     """Forces that do not add up to zero, and torques on molecules."""
-    every = [f for some in frames.values() for f in some if f.forces is not None and len(f) > 1]
-    molecules = [f for f in every if not f.pbc.any()]
-    kinds = (("net force", every, net_force), ("net torque / radius", molecules, net_torque))
-    for kind, some, measure in kinds:
-        values = np.array([measure(frame) for frame in some])
-        count = int((values > NET_FORCE).sum())
-        if count:
-            worst = int(values.argmax())
+    worst: dict[str, tuple[float, str]] = {}
+    high, number = Counter[str](), Counter[str]()
+    for frame in (f for some in frames.values() for f in some):
+        if frame.forces is None or len(frame) < 2:
+            continue
+        kinds = {"net force": net_force(frame)}
+        if not frame.pbc.any():
+            kinds["net torque / radius"] = net_torque(frame)
+        for kind, value in kinds.items():
+            number[kind] += 1
+            high[kind] += value > NET_FORCE
+            if value > worst.get(kind, (-1.0, ""))[0]:
+                worst[kind] = (value, frame.name)
+    for kind, (value, name) in worst.items():
+        if high[kind]:
             yield Finding(
                 "net_force", "note",
-                f"{count} of {len(some)} frames have a {kind} above {NET_FORCE} eV/A per atom "
-                f"(most: {values[worst]:.3g} in {some[worst].name}); no potential can learn that",
+                f"{high[kind]} of {number[kind]} frames have a {kind} above {NET_FORCE} eV/A per "
+                f"atom (most: {value:.3g} in {name}); no potential can learn that",
             )  # fmt: skip
 
 
@@ -154,14 +173,14 @@ def net_torque(frame: Frame) -> float:
 def duplicates(frames: Frames) -> Iterator[Finding]:
     """The same structure twice, within a file and between them."""
     for role, some in frames.items():
-        first: dict[bytes, Frame] = {}
+        first: dict[bytes, int] = {}
         again = [
-            (frame, known)
-            for frame in some
-            if (known := first.setdefault(fingerprint(frame), frame)) is not frame
+            (place, known)
+            for place, frame in enumerate(some)
+            if (known := first.setdefault(fingerprint(frame), place)) != place
         ]
         if again:
-            frame, known = again[0]
+            frame, known = (some[place] for place in again[0])
             yield Finding(
                 "duplicates", "note",
                 f"{len(again)} {role} structures are there before (first: {frame.name} is frame "
@@ -172,15 +191,16 @@ def duplicates(frames: Frames) -> Iterator[Finding]:
 
 def neighbour_counts(items: Items) -> dict[str, Any]:
     """Neighbours of an atom and the shortest distance over all structures."""
-    every = [item for some in items.values() for item in some]
-    counts = np.concatenate([item.counts for item in every])
-    near = [item for item in every if item.num_edges]
+    sizes = [sizes_of(some) for some in items.values()]
+    times = histogram(counts for some in sizes for counts in some.counts)
+    there = np.flatnonzero(times)
     found: dict[str, Any] = {
-        "lowest": int(counts.min()), "mean": float(counts.mean()), "highest": int(counts.max()),
-        "alone": int((counts == 0).sum()), "shortest": None,
+        "lowest": int(there[0]), "mean": float(times @ np.arange(len(times)) / times.sum()),
+        "highest": int(there[-1]), "alone": int(times[0]), "shortest": None,
     }  # fmt: skip
-    if near:
-        item = min(near, key=lambda item: float(item.neighbors.distances.min()))
+    shortest = np.concatenate([some.shortest for some in sizes])
+    if np.isfinite(shortest).any():
+        item = _nth(items, int(shortest.argmin()))
         distance, i, j = closest(item)
         found["shortest"] = {
             "distance": distance, "file": item.frame.file, "frame": item.frame.index,
@@ -189,26 +209,37 @@ def neighbour_counts(items: Items) -> dict[str, Any]:
     return found
 
 
+def _nth(items: Items, place: int) -> Item:
+    """An item by its place among those of all roles."""
+    for some in items.values():
+        if place < len(some):
+            return some[place]
+        place -= len(some)
+    raise IndexError(place)
+
+
 def crowded(items: Items, r_max: float) -> Iterator[Finding]:
     """Atoms with so many neighbours that a training takes forever."""
-    worst = max((i for some in items.values() for i in some), key=lambda i: int(i.counts.max()))
-    if int(worst.counts.max()) > CROWDED:
+    most = [int(counts.max()) for some in items.values() for counts in sizes_of(some).counts]
+    if max(most) > CROWDED:
+        worst = _nth(items, most.index(max(most)))
         yield Finding(
             "neighbours", "warning",
-            f"{worst.frame.name}: an atom has {int(worst.counts.max())} neighbours within r_max = "
+            f"{worst.frame.name}: an atom has {max(most)} neighbours within r_max = "
             f"{r_max:g} A, more than {CROWDED}; is the cell right? else lower --r_max",
         )  # fmt: skip
 
 
 def cells(frames: Frames, r_max: float) -> Iterator[Finding]:
     """Cells that are allowed, but often a mistake; each kind once, with its first frame."""
-    found: dict[str, list[Frame]] = {}
-    every = [frame for some in frames.values() for frame in some]
-    for frame in every:
+    found, first = Counter[str](), dict[str, str]()
+    for frame in (frame for some in frames.values() for frame in some):
         for words in _oddities(frame, r_max):
-            found.setdefault(words, []).append(frame)
-    for words, some in found.items():
-        text = f"{len(some)} of {len(every)} frames {words} (first: {some[0].name})"
+            found[words] += 1
+            first.setdefault(words, frame.name)
+    every = sum(map(len, frames.values()))
+    for words, number in found.items():
+        text = f"{number} of {every} frames {words} (first: {first[words]})"
         yield Finding("cell", "note", text)
 
 

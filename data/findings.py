@@ -14,7 +14,7 @@ import numpy as np
 
 from eqnet.data.frame import Frame
 from eqnet.data.frame_pairs import LEAST_PAIRS, STRAINED, Works, forces_slope, stress_slope, works
-from eqnet.data.items import Item
+from eqnet.data.items import Item, sizes_of
 from eqnet.data.read import Dataset
 from eqnet.data.reference_energies import BOUND, ReferenceReport, atomic_energies
 from eqnet.data.unit_guess import KINDS, Evidence, Guess, gather, guess, ours
@@ -120,15 +120,15 @@ def closest(item: Item) -> tuple[float, int, int]:
 def _overlaps(items: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
     """Atoms so close that no electronic structure method means it."""
     near = [
-        item
-        for some in items.values()
-        for item in some
-        if item.num_edges and item.neighbors.distances.min() < OVERLAP
+        (role, int(place))
+        for role, some in items.items()
+        for place in np.flatnonzero(sizes_of(some).shortest < OVERLAP)
     ]
     if not near:
         return
     places = []
-    for item in near[:MOST_NAMED]:
+    for role, place in near[:MOST_NAMED]:
+        item = items[role][place]
         distance, i, j = closest(item)
         places.append(f"{item.frame.name}: atoms {i} and {j} are {distance:.3f} A apart")
     more = f" (and {len(near) - len(places)} more frames)" if len(near) > len(places) else ""
@@ -143,7 +143,7 @@ def _signs(
     dataset: Dataset, frames: Sequence[Frame], pairs: Works, volume: tuple[float, int] | None
 ) -> Iterator[Finding]:
     file, keys = dataset.report.file, {row.label: row.key for row in dataset.report.rows}
-    forces = [frame.forces for frame in frames if frame.forces is not None and len(frame) > 1]
+    forces = (frame.forces for frame in frames if frame.forces is not None and len(frame) > 1)
     same_cell = np.flatnonzero((pairs.strain < STRAINED) & (np.abs(pairs.energy) > 1e-3))
     if len(same_cell) and not any(f.any() for f in forces):
         where = _pair(pairs, int(same_cell[0]))

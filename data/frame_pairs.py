@@ -117,20 +117,20 @@ def _slope(energy: np.ndarray, work: np.ndarray, distance: np.ndarray) -> Slope 
 
 def _groups(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
     """The largest groups of frames with the same atoms, in short runs spread over the group."""
-    groups: dict[bytes, list[Frame]] = {}
-    for frame in frames:
+    groups: dict[bytes, list[int]] = {}
+    for place, frame in enumerate(frames):
         if frame.energy is None or frame.forces is None or len(frame) < 2:
             continue
         if frame.pbc.all() or not frame.pbc.any():
             key = frame.pbc.tobytes() + frame.numbers.tobytes()
-            groups.setdefault(key, []).append(frame)
+            groups.setdefault(key, []).append(place)
     largest = sorted((g for g in groups.values() if len(g) > 1), key=len, reverse=True)
     for group in largest:
-        fits = int(np.sqrt(2 * MOST_NUMBERS / (3 * len(group[0]))))
-        yield _runs(group, max(2, min(MOST_FRAMES, fits)))
+        fits = int(np.sqrt(2 * MOST_NUMBERS / (3 * len(frames[group[0]]))))
+        yield [frames[place] for place in _runs(group, max(2, min(MOST_FRAMES, fits)))]
 
 
-def _runs(group: list[Frame], most: int) -> list[Frame]:
+def _runs(group: list[int], most: int) -> list[int]:
     """At most so many frames: runs of neighbours in the file at even distances."""
     if len(group) <= most:
         return group

@@ -87,6 +87,10 @@ class Sizes:
         """Directed edges of each structure, [F]."""
         return np.array([int(counts.sum()) for counts in self.counts])
 
+    def average_num_neighbors(self) -> float:
+        """Mean number of neighbours of an atom; 0 without atoms."""
+        return int(self.edges().sum()) / max(int(self.atoms().sum()), 1)
+
     def rows(self, slots: int) -> np.ndarray:
         """Rows that each structure takes with this many slots in a row, [F]."""
         return np.array([int(rows_per_atom(counts, slots).sum()) for counts in self.counts])

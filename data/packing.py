@@ -62,7 +62,10 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     K makes slots, padding included, plus a small cost for every row smallest, as long as no more
     than a fifth of the slots is padding.
     """
-    values, times = _histogram(counts)
+    times = histogram(counts)
+    times[0] += 1
+    values = np.flatnonzero(times)
+    times = times[values]
     top = max(int(values[-1]), 1)
     best = (np.inf, np.inf, 0, 0)
     for slots in range(SLOT_STEP, top + SLOT_STEP, SLOT_STEP):
@@ -77,15 +80,14 @@ def choose_slots(counts: Iterable[np.ndarray]) -> tuple[int, int]:
     return best[2], best[3]
 
 
-def _histogram(counts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of neighbours that occur, ascending, and how often; 0 once more than it does."""
-    times, rest = np.ones(1, dtype=np.int64), iter(counts)
+def histogram(counts: Iterable[np.ndarray]) -> np.ndarray:
+    """How many atoms have 0, 1, 2, ... neighbours, for structures with these counts."""
+    times, rest = np.zeros(1, dtype=np.int64), iter(counts)
     while some := list(islice(rest, 10_000)):
         more = np.bincount(np.concatenate(some), minlength=len(times))
         more[: len(times)] += times
         times = more
-    values = np.flatnonzero(times)
-    return values, times[values]
+    return times
 
 
 def shape_of(items: Sequence[Item]) -> Shape:

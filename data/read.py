@@ -69,7 +69,7 @@ def read(
     """Read a file of structures with labels.
 
     Args:
-        path: extended XYZ (also compressed) or any file that ASE reads.
+        path: extended XYZ (also compressed), any file that ASE reads, or a store.
         keys: names of the labels in the file, where they are not the usual ones.
         require: labels that at least one frame must have; () reads bare structures.
         isolated: whether single atoms without a config_type count as isolated atoms, too.
@@ -80,6 +80,10 @@ def read(
     Raises:
         InputError: the file is missing, malformed or lacks what was asked for.
     """
+    from eqnet.data.store import is_store, read_store
+
+    if is_store(path):
+        return read_store(path, keys, require)
     images, sha256 = _read_unchanged(Path(path))
     places = [(atoms, str(path), index) for index, atoms in enumerate(images)]
     reader = Reader(lambda: places, keys or Keys(), require, str(path), isolated=isolated)
@@ -201,11 +205,16 @@ def read_images(path: str | Path) -> list[Atoms]:
 
 def stream_images(path: str | Path) -> Iterator[Atoms]:
     """`read_images` one at a time, so that a file of any length can be read."""
+    from eqnet.data.store import is_store, read_store
+
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such file")
+    if is_store(path):
+        yield from (to_atoms(frame) for frame in read_store(path).frames)
+        return
     if path.is_dir():
-        raise InputError(f"{path}: this is a folder; give a file with structures")
+        raise InputError(f"{path}: this is a folder, and no store; give a file with structures")
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
     yield from _read_xyz(path) if suffixes and suffixes[-1] in _XYZ else _read_other(path)
 

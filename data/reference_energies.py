@@ -105,12 +105,14 @@ def _pick(known: Mapping[int, float], elements: Sequence[int], source: str) -> n
 
 def _composition(frames: Sequence[Frame], elements: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Composition as fractions [F, Z] and energy per atom [F] of the frames with an energy."""
-    used = [f for f in frames if f.energy is not None]
-    order = np.asarray(elements)
-    fractions = np.array([(f.numbers[:, None] == order).mean(axis=0) for f in used])
-    return fractions.reshape(len(used), len(order)), np.array(
-        [f.energy / len(f) for f in used if f.energy is not None], dtype=np.float64
+    order, kind = np.asarray(elements), np.dtype((np.float64, len(elements) + 1))
+    rows = (
+        np.append((frame.numbers[:, None] == order).mean(axis=0), frame.energy / len(frame))
+        for frame in frames
+        if frame.energy is not None
     )
+    table = np.fromiter(rows, dtype=kind)
+    return table[:, :-1], table[:, -1]
 
 
 def _fit(

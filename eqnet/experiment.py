@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eqnet.data.batches import Loader, make_items
+from eqnet.data.batches import Loader
 from eqnet.data.frame import Frame
-from eqnet.data.items import Item
+from eqnet.data.items import Item, sizes_of
 from eqnet.data.label_choice import Keys
-from eqnet.data.neighbors import average_num_neighbors
 from eqnet.data.read import Dataset, read
 from eqnet.data.reference_energies import ReferenceReport, atomic_energies
 from eqnet.data.split import Split, read_split, repetitions, split
+from eqnet.data.store import items_of
 from eqnet.errors import InputError
 from eqnet.files import digest
 from eqnet.model_choice import config_class_of, default_of, make_config, model_options
@@ -188,10 +188,8 @@ def prepare(
     energies, references = find_references(options, datasets["train"], frames["train"], elements)
     shift, residual = fit_shift(frames["train"], elements, energies)
     config_class, r_max = config_class_of(options.model.model), cutoff_of(options)
-    items: dict[str, Sequence[Item]] = {
-        role: make_items(frames[role], elements, r_max) for role in frames
-    }
-    neighbors = average_num_neighbors([item.neighbors for item in items["train"]])
+    items = {role: items_of(frames[role], elements, r_max) for role in frames}
+    neighbors = sizes_of(items["train"]).average_num_neighbors()
     if neighbors == 0:
         raise InputError(
             f"no atom of the training structures has a neighbour within r_max = {r_max} A; "

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eqnet.data.part import take
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -45,7 +47,7 @@ def errors(frames: Sequence[Frame], answers: Sequence[Answer]) -> dict[str, Any]
     for index, frame in enumerate(frames):
         members.setdefault(frame.config_type, []).append(index)
     result["config_types"] = {
-        name: _errors([frames[i] for i in chosen], [answers[i] for i in chosen])
+        name: _errors(take(frames, chosen), [answers[i] for i in chosen])
         for name, chosen in sorted(members.items())
     }
     return result

@@ -25,7 +25,7 @@ class DataOptions:
     train_file: Annotated[
         str | None, tyro.conf.Positional, default("the built-in example", "FILE")
     ] = None
-    """Labelled structures: extxyz or anything ASE reads (eV, angstrom)."""
+    """Labelled structures: extxyz, anything ASE reads, or a store (eV, angstrom)."""
     valid_file: Annotated[str | None, default("a part of FILE", "FILE")] = None
     """Validation structures."""
     test_file: Annotated[str | None, default("a part of FILE, or none", "FILE")] = None

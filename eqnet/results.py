@@ -11,6 +11,7 @@ from typing import Any
 from eqnet import metrics, model_file
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
+from eqnet.data.part import take
 from eqnet.equivariance import answers_and_error, is_rounding, sentence
 from eqnet.evaluation import Answer, evaluate, finite
 from eqnet.experiment import Experiment
@@ -47,14 +48,14 @@ def finish(
     answers: list[Answer] = []
     if test:
         answers = evaluate(best, test, dtype=run.default_dtype, progress=progress)
-    lost = [frame for frame, answer in zip(test, answers, strict=True) if not finite(answer)]
+    lost = [test[i].name for i, answer in enumerate(answers) if not finite(answer)]
     if lost:
         tell(
             f"the answers for {len(lost)} of {len(test)} test structures are not finite numbers, "
-            f"the first is {lost[0].name}; they are left out of the test errors"
+            f"the first is {lost[0]}; they are left out of the test errors"
         )
-        pairs = [p for p in zip(test, answers, strict=True) if finite(p[1])]
-        test, answers = [frame for frame, _ in pairs], [answer for _, answer in pairs]
+        kept = [i for i, answer in enumerate(answers) if finite(answer)]
+        test, answers = take(test, kept), [answers[i] for i in kept]
     errors = metrics.errors(test, answers)
     facts = {"methods": methods_of(best.model), **_facts(experiment, outcome)}
     equivariance = _save(folder.best_model, best, experiment, {**facts, "test": errors})
@@ -75,7 +76,7 @@ def finish(
     )
     results = {**errors, "equivariance": equivariance, "validation": validation, **facts}
     if lost:
-        results["not_finite"] = [frame.name for frame in lost]
+        results["not_finite"] = lost
     folder.write_results(results)
     return results
 
@@ -138,12 +139,13 @@ def _validation(outcome: Outcome) -> dict[str, Any]:
 
 def _examples(experiment: Experiment) -> list[Frame]:
     """A few structures for the model file to replay: small, of different sizes, one periodic."""
-    frames = sorted(experiment.frames["valid"], key=len)
-    frames.sort(key=lambda frame: not frame.pbc.all())  # their stress is replayed too
-    one_of_each_size = list({len(frame): frame for frame in reversed(frames)}.values())[::-1]
+    frames = experiment.frames["valid"]
+    looks = [(not frame.pbc.all(), len(frame)) for frame in frames]  # stress is replayed too
+    order = sorted(range(len(frames)), key=looks.__getitem__)
+    one_of_each_size = list({looks[i][1]: i for i in reversed(order)}.values())[::-1]
     chosen = one_of_each_size[:NUM_EXAMPLES]
-    chosen += [f for f in frames if all(f is not c for c in chosen)][: NUM_EXAMPLES - len(chosen)]
-    return [dataclasses.replace(frame, info={}, arrays={}) for frame in chosen]
+    chosen += [i for i in order if i not in chosen][: NUM_EXAMPLES - len(chosen)]
+    return [dataclasses.replace(frames[i], info={}, arrays={}) for i in chosen]
 
 
 def _summary(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from eqnet.data.frame import Frame
 
 
-def composition(frames: Sequence[Frame], elements: Sequence[int]) -> np.ndarray:
-    """Atoms of each element in each frame, [frames, Z] float64."""
-    return np.array([[np.sum(frame.numbers == z) for z in elements] for frame in frames], float)
+def composition(frames: Iterable[Frame], elements: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of each element in each frame with an energy, [frames, Z] float64, and the energies."""
+    known, kind = np.asarray(elements), np.dtype((np.float64, len(elements) + 1))
+    rows = (
+        np.append((frame.numbers[:, None] == known).sum(axis=0), frame.energy)
+        for frame in frames
+        if frame.energy is not None
+    )
+    table = np.fromiter(rows, dtype=kind)
+    return table[:, :-1], table[:, -1]
 
 
 def fit_shift(
@@ -26,12 +33,11 @@ def fit_shift(
     Returns:
         Shift [Z] in eV, and the rms of what remains of the energies, in eV per atom.
     """
-    labelled = [frame for frame in frames if frame.energy is not None and frame.energy_weight > 0]
-    if not labelled:
+    counts, totals = composition((f for f in frames if f.energy_weight > 0), elements)
+    if not len(counts):
         return np.zeros(len(elements)), 0.0
-    counts = composition(labelled, elements)
     atoms = counts.sum(1)
-    energies = np.array([frame.energy for frame in labelled]) - counts @ atomic_energies
+    energies = totals - counts @ atomic_energies
     mean = float(np.mean(energies / atoms))
     rest = (energies - mean * atoms) / atoms
     correction = np.linalg.lstsq(counts / atoms[:, None], rest, rcond=1e-3)[0]
@@ -46,12 +52,15 @@ def force_scale(
     shift: np.ndarray,
 ) -> float:
     """Root mean square of the force components; without forces, of the energies per atom left."""
-    forces = [f.forces for f in frames if f.forces is not None and f.forces_weight > 0]
-    if forces:
-        scale = math.sqrt(np.mean(np.concatenate(forces) ** 2))
+    squares = number = 0
+    for frame in frames:
+        if frame.forces is not None and frame.forces_weight > 0:
+            squares += float((frame.forces**2).sum())
+            number += frame.forces.size
+    if number:
+        scale = math.sqrt(squares / number)
     else:
-        labelled = [f for f in frames if f.energy is not None]
-        counts = composition(labelled, elements)
-        energies = np.array([f.energy for f in labelled]) - counts @ (atomic_energies + shift)
-        scale = math.sqrt(np.mean((energies / counts.sum(1)) ** 2)) if labelled else 0.0
+        counts, totals = composition(frames, elements)
+        energies = totals - counts @ (atomic_energies + shift)
+        scale = math.sqrt(np.mean((energies / counts.sum(1)) ** 2)) if len(counts) else 0.0
     return scale if scale > 1e-6 else 1.0

@@ -20,6 +20,7 @@ from eqnet.errors import InputError, OutOfDomain
 COMMANDS = {
     "train": "fit a potential to a file of labelled structures",
     "check": "look at structures and labels before a training",
+    "data": "make a store of structures that memory may not hold",
     "evaluate": "errors of a potential on a file of labelled structures",
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",

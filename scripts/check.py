@@ -89,16 +89,16 @@ def _check_target(command: CheckCommand) -> None:
 def _report(options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, Any]:
     """All that is known about the files, as plain values."""
     from eqnet.data import data_report as look
-    from eqnet.data.batches import make_items
     from eqnet.data.elements import symbol
     from eqnet.data.findings import find
+    from eqnet.data.store import items_of
     from eqnet.experiment import cutoff_of, elements_of, find_references
 
     frames = {role: data.frames for role, data in datasets.items()}
     train, r_max = datasets["train"], cutoff_of(options)
     elements = elements_of(frames)
     _, references = find_references(options, train, train.frames, elements)
-    items = {role: make_items(some, elements, r_max) for role, some in frames.items()}
+    items = {role: items_of(some, elements, r_max) for role, some in frames.items()}
     found = find(train, frames, items, references)
     fitted = look.element_energies(train.frames, elements)
     outliers = look.outliers(frames, elements, fitted["energies"] if fitted else ())
@@ -199,10 +199,11 @@ def _largest(loader: Any, dtype: str) -> int:
     """Bytes of the largest batch with its labels."""
     import jax
 
+    from eqnet.data.items import sizes_of
     from eqnet.data.packing import pack, targets
 
-    slots = loader.shapes[0].slots
-    item = [min(loader.items, key=lambda item: item.num_rows(slots))]  # it fits into every shape
+    rows = sizes_of(loader.items).rows(loader.shapes[0].slots)
+    item = [loader.items[int(rows.argmin())]]  # it fits into every shape
 
     def size(shape: Any) -> int:
         arrays = jax.tree.leaves((pack(item, shape, dtype), targets(item, shape, [0.0], dtype)))

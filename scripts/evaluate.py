@@ -39,7 +39,7 @@ class EvaluateOptions:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model file, as `eqnet train` writes it."""
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """Structures with labels: extxyz or anything ASE reads (eV, angstrom)."""
+    """Structures with labels: extxyz, anything ASE reads, or a store (eV, angstrom)."""
     json: Annotated[str | None, _default("none", "FILE")] = None
     """Write the errors here."""
     output: Annotated[str | None, _default("none", "FILE")] = None
@@ -89,13 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(options: EvaluateOptions) -> None:
     """Refuse, before any work, what could not be done or would destroy an input."""
+    from eqnet.data.store import is_store
+
     if options.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {options.batch_size}")
     if options.stress_key and options.virials_key:
         raise InputError("--stress_key and --virials_key say the same thing twice: give one")
     for name in ("model", "file"):
         path = Path(getattr(options, name))
-        if not path.is_file():
+        if not (path.is_file() or (name == "file" and is_store(path))):
             raise InputError(f"{path}: there is no such file")
     results = [name for name in ("json", "output", "report") if getattr(options, name)]
     for name in results:
@@ -153,15 +155,13 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _roles(options: EvaluateOptions) -> list[str]:
+def _roles(options: EvaluateOptions, dataset: Dataset) -> list[str]:
     """What the training of the model used this very file for, by its digest; tests do not count."""
-    from eqnet.files import digest
     from eqnet.model_file import read_info
 
     known = read_info(options.model)["training"].get("data")
     known = known if isinstance(known, dict) else {}
-    this = digest(options.file)
-    return [role for role in ("train", "valid") if known.get(role) == this]
+    return [role for role in ("train", "valid") if known.get(role) == dataset.sha256]
 
 
 def _show_and_write(
@@ -182,7 +182,7 @@ def _show_and_write(
     console.print(f"{options.file}: {len(frames):,} structures; labels: {labels or 'none'}")
     for note in dataset.report.notes:
         console.print(f"note: {note}")
-    roles = _roles(options)
+    roles = _roles(options, dataset)
     if roles:
         console.print(
             f"note: the model saw this file before ({' and '.join(roles)} data): "

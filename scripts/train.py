@@ -428,10 +428,12 @@ def _show_results(
     progress: Progress, experiment: Experiment, folder: RunFolder, results: dict[str, Any]
 ) -> None:
     from eqnet import metrics
+    from eqnet.data.part import take
     from eqnet.evaluation import naive
 
     lost = results.get("not_finite", [])
-    test = [frame for frame in experiment.frames.get("test", []) if frame.name not in lost]
+    test = experiment.frames.get("test", [])
+    test = take(test, [i for i, frame in enumerate(test) if frame.name not in lost])
     if test:
         progress.show(metrics.table(results, metrics.errors(test, naive(test))))
         progress.tell("naive: composition energies fitted to the test labels, no forces")
