@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from morse import by_hand, model_of, morse_potential
 from rich.console import Console
 
 from eqnet.checkpoint import Checkpoints
-from eqnet.data.batches import Loader, make_items
+from eqnet.data.batches import Loader
 from eqnet.data.frame import Frame
+from eqnet.data.part import take
+from eqnet.data.store import items_of
 from eqnet.fit import Fit
 from eqnet.options import TrainOptions, check, resolve_choices
 from eqnet.potential import Potential
@@ -64,16 +67,19 @@ def other_potential(dtype: str = "float32") -> Potential:
 
 
 def fit(
-    folder: Path, chosen: TrainOptions, *, train: int = 7, data: list[Frame] | None = None
+    folder: Path, chosen: TrainOptions, *, train: int = 7, data: Sequence[Frame] | None = None
 ) -> Fit:
     """A fit in a folder, on `train` frames and four for validation."""
     structures = frames(train + 4) if data is None else data
     dtype = chosen.run.default_dtype
     potential = other_potential(dtype)
-    items = make_items(structures, potential.elements, potential.cutoff)
+    learnt, kept = (
+        items_of(take(structures, part), potential.elements, potential.cutoff)
+        for part in (range(train), range(train, len(structures)))
+    )
     common = {"reference_energy": potential.reference_energy, "dtype": np.dtype(dtype)}
-    loader = Loader(items[:train], chosen.run.batch_size, seed=chosen.run.seed, **common)
-    valid = Loader(items[train:], chosen.run.valid_batch_size or 4, shuffle=False, **common)
+    loader = Loader(learnt, chosen.run.batch_size, seed=chosen.run.seed, **common)
+    valid = Loader(kept, chosen.run.valid_batch_size or 4, shuffle=False, **common)
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(Console(file=io.StringIO()))
     return Fit(

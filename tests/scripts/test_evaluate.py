@@ -101,6 +101,17 @@ def test_file_of_the_training_is_told(capsys, tmp_path, model, labelled):
     assert code == 0 and "saw this file before (train data)" in " ".join(out.split())
 
 
+def test_a_store_is_evaluated_as_its_file(capsys, tmp_path, model, labelled):
+    store, errors = tmp_path / "labelled.store", []
+    assert main(["data", "build", str(labelled), "--output", str(store)]) == 0
+    for file in (labelled, store):
+        code, _, err = run(capsys, model, file, "--json", tmp_path / "errors.json")
+        assert code == 0 and err == ""
+        errors.append(json.loads((tmp_path / "errors.json").read_text()))
+        assert errors[-1].pop("file") == str(file)
+    assert errors[0] == errors[1]
+
+
 def test_output_has_labels_and_answers(capsys, tmp_path, model, labelled, frames):
     target = tmp_path / "answers.extxyz"
     code, _, _ = run(capsys, model, labelled, "--output", target, "--dtype", "float64")
