@@ -16,6 +16,7 @@ import numpy as np
 
 from eqnet.data import check
 from eqnet.data.frame import Frame, from_atoms, to_atoms
+from eqnet.data.hdf5 import SUFFIXES, read_hdf5
 from eqnet.data.label_choice import Keys, Seen, choose, unused_labels
 from eqnet.data.labels import LabelReport, LabelRow, Tally, label_frames
 from eqnet.errors import InputError
@@ -216,7 +217,16 @@ def stream_images(path: str | Path) -> Iterator[Atoms]:
     if path.is_dir():
         raise InputError(f"{path}: this is a folder, and no store; give a file with structures")
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
-    yield from _read_xyz(path) if suffixes and suffixes[-1] in _XYZ else _read_other(path)
+    if suffixes and suffixes[-1] in _XYZ:
+        yield from _read_xyz(path)
+        return
+    index = -1
+    images = read_hdf5(path) if path.suffix.lower() in SUFFIXES else _read_other(path)
+    for index, atoms in enumerate(images):
+        check.check_structure(atoms, f"{path}, frame {index}")
+        yield atoms
+    if index < 0:
+        raise InputError(f"{path}: 0 frames; give a file with structures")
 
 
 def _read_xyz(path: Path) -> Iterator[Atoms]:
@@ -286,21 +296,11 @@ def _unpacked_line(stream: Any, most: int, path: Path) -> bytes:
 def _read_other(path: Path) -> Iterator[Atoms]:
     import ase.io
 
-    images, index = None, 0
-    while True:
-        try:
-            images = ase.io.iread(path, index=":") if images is None else images
-            atoms = next(images, None)
-        except Exception as error:  # every reader of ASE has its own exceptions
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-            raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
-        if atoms is None:
-            break
-        check.check_structure(atoms, f"{path}, frame {index}")
-        yield atoms
-        index += 1
-    if not index:
-        raise InputError(f"{path}: 0 frames; give a file with structures")
+    try:
+        yield from ase.io.iread(path, index=":")
+    except Exception as error:  # every reader of ASE has its own exceptions
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -139,7 +139,8 @@ def test_other_formats_and_several_files(file: Path, name: str) -> None:
     assert len(frames) == 10
     for i, frame in enumerate(frames):
         np.testing.assert_allclose(frame.positions, plain[i % 5].positions, atol=1e-7)
-        assert np.allclose(frame.forces, plain[i % 5].forces, rtol=0, atol=1e-7)
+        assert frame.forces is not None
+        np.testing.assert_allclose(frame.forces, plain[i % 5].forces, atol=1e-7)  # pyright: ignore
     with pytest.raises(InputError, match=r"frame 0 of 5 has its energy as .* other frames have it"):
         build([name, "w.xyz"], "mixed.store")
     assert not Path("mixed.store").exists()
