@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eqnet.errors import InputError
 
@@ -20,14 +20,16 @@ def read_structure(file: str, index: int) -> Atoms:
     Raises:
         InputError: the file cannot be read, or has no such structure.
     """
-    from eqnet.data.read import read_images
+    from eqnet.data.read import read_images, to_atoms
+    from eqnet.data.store import is_store, read_store
 
-    images = read_images(file)
+    images: Sequence[Any] = read_store(file).frames if is_store(file) else read_images(file)
     if not -len(images) <= index < len(images):
         raise InputError(
             f"{file}: there is no frame {index}; it has {len(images)} (--index counts from 0)"
         )
-    return images[index]
+    found = images[index]
+    return to_atoms(found) if is_store(file) else found
 
 
 def read_structures(file: str, index: str) -> list[Atoms]:

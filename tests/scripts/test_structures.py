@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
+from eqnet.data.build import build
 from eqnet.errors import InputError
 from eqnet.scripts.structures import read_structures
 
@@ -50,3 +51,16 @@ def test_frames(file: str, index: str, frames: list[int]) -> None:
 def test_refusals(file: str, index: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_structures(file, index)
+
+
+def test_a_frame_of_a_store(tmp_path: Path) -> None:
+    places = [Atoms("He", [[x, 0, 0]], info={"REF_energy": x}, pbc=True, cell=[9, 9, 9])
+              for x in range(3)]  # fmt: skip
+    write(tmp_path / "a.xyz", places, format="extxyz")
+    build([tmp_path / "a.xyz"], tmp_path / "a.store")
+    for index in ("1", "-2"):
+        (found,) = read_structures(str(tmp_path / "a.store"), index)
+        assert found.positions[0, 0] == 1.0 and found.pbc.all()
+    assert len(read_structures(str(tmp_path / "a.store"), "1:")) == 2
+    with pytest.raises(InputError, match="there is no frame 3; it has 3"):
+        read_structures(str(tmp_path / "a.store"), "3")
