@@ -23,13 +23,13 @@ def read_structure(file: str, index: int) -> Atoms:
     from eqnet.data.read import read_images, to_atoms
     from eqnet.data.store import is_store, read_store
 
-    images: Sequence[Any] = read_store(file).frames if is_store(file) else read_images(file)
+    stored = read_store(file).frames if is_store(file) else None
+    images: Sequence[Any] = read_images(file) if stored is None else stored
     if not -len(images) <= index < len(images):
         raise InputError(
             f"{file}: there is no frame {index}; it has {len(images)} (--index counts from 0)"
         )
-    found = images[index]
-    return to_atoms(found) if is_store(file) else found
+    return images[index] if stored is None else to_atoms(stored[index])
 
 
 def read_structures(file: str, index: str) -> list[Atoms]:
