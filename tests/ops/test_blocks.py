@@ -1,0 +1,62 @@
+"""Work in blocks of rows is the work on all rows, with its first and second derivatives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from graphs import Structure, make_graph
+
+from eqnet.graph import AtomGraph
+from eqnet.ops.blocks import gathered_in_blocks
+
+WIDTH = 5
+
+
+def some_rows(block, common):
+    """Nonlinear in everything; [n, K, WIDTH], [n, K, WIDTH] -> [n, WIDTH]."""
+    sent, own = block
+    return jnp.sin(sent * own @ common["matrix"]).sum(1) + common["shift"] * (own**2).sum(1)
+
+
+def plain(x, graph: AtomGraph, own, common):
+    return some_rows((x[jnp.asarray(graph.neighbors)], own), common)
+
+
+def blocked(x, graph: AtomGraph, own, common):
+    return gathered_in_blocks(some_rows, x, graph, own, common)
+
+
+@pytest.mark.parametrize("slots", [40, 9])
+def test_gathered_blocks_and_their_derivatives(slots: int) -> None:
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, 6, (45, 3))
+    structure = Structure(rng.choice([1, 8], 45), positions, np.zeros((3, 3)))
+    graph = make_graph([structure], (1, 8), 4.0, slots=slots, width=slots)
+    num_rows = graph.neighbors.shape[0]
+    with jax.enable_x64():
+        x = jnp.asarray(rng.normal(size=(graph.num_atoms, WIDTH)))
+        own = jnp.asarray(rng.normal(size=(num_rows, slots, WIDTH)))
+        common = {
+            "matrix": jnp.asarray(rng.normal(size=(WIDTH, WIDTH))),
+            "shift": jnp.asarray(rng.normal(size=WIDTH)),
+        }
+
+        def derivatives(function):
+            def energy(x, own, common):
+                return jnp.tanh(0.1 * function(x, graph, own, common)).sum()
+
+            def force_loss(x, own, common):
+                gradients = jax.tree.leaves(jax.grad(energy, (0, 1, 2))(x, own, common))
+                return sum(jnp.sum(jnp.cos(gradient)) for gradient in gradients)
+
+            arguments = (x, own, common)
+            first = jax.grad(energy, (0, 1, 2))(*arguments)
+            second = jax.jit(jax.grad(force_loss, (0, 1, 2)))(*arguments)
+            return jax.tree.leaves((function(x, graph, own, common), first, second))
+
+        assert "scan" in str(jax.make_jaxpr(lambda x: blocked(x, graph, own, common))(x))
+        for ours, expected in zip(derivatives(blocked), derivatives(plain), strict=True):
+            scale = max(1.0, float(jnp.abs(expected).max()))
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * scale)
