@@ -126,7 +126,8 @@ def _to_rows(x, rows, centers):
 
 def _from_rows(values, rows, centers):
     del centers
-    return values[rows].sum(1)
+    # one at a time: all at once would be an array of S times the atoms
+    return sum(values[rows[:, s]] for s in range(rows.shape[1]))
 
 
 _slots, _slots_transposed = linear_pair("gather_neighbors", _to_slots, _from_slots)

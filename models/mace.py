@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -29,6 +30,7 @@ from eqnet.ops import (
     node_power,
     refuse_idle_bracket,
 )
+from eqnet.ops.blocks import atoms_in_blocks
 from eqnet.ops.product import NodePower
 from eqnet.ops.radial import RadialNetwork
 
@@ -128,23 +130,22 @@ class Interaction(nnx.Module):
         )
         self.residual = irreps_residual is not None
 
+    def messages(
+        self, x: IrrepsArray, harmonics: IrrepsArray, basis: jax.Array, graph: AtomGraph
+    ) -> IrrepsArray:
+        """Features [N, irreps_in] -> their sum over the neighbours, [N, product.irreps_out]."""
+        weights = self.radial.edge_weights(basis)
+        return self.convolve(self.product, self.up(x), harmonics, weights, graph)
+
     def __call__(
-        self,
-        x: IrrepsArray,
-        chosen: jax.Array,
-        harmonics: IrrepsArray,
-        basis: jax.Array,
-        graph: AtomGraph,
+        self, messages: IrrepsArray, x: IrrepsArray, chosen: jax.Array
     ) -> tuple[IrrepsArray, IrrepsArray | None]:
-        """Features [N, irreps_in], one-hot elements [N, Z] -> A [N, irreps_out], residual."""
-        message = self.convolve(
-            self.product, self.up(x), harmonics, self.radial.edge_weights(basis), graph
-        )
-        message = self.down(message)
-        message = IrrepsArray(message.irreps, message.array / self.avg_num_neighbors)
+        """Messages, features, one-hot elements [N, Z] -> A [N, irreps_out], residual."""
+        a = self.down(messages)
+        a = IrrepsArray(a.irreps, a.array / self.avg_num_neighbors)
         if self.residual:
-            return message, self.skip(x, chosen)
-        return self.skip(message, chosen), None
+            return a, self.skip(x, chosen)
+        return self.skip(a, chosen), None
 
 
 class ProductBasis(nnx.Module):
@@ -159,13 +160,24 @@ class ProductBasis(nnx.Module):
         self.linear = Linear(irreps_out, irreps_out, rngs=rngs)
 
     def __call__(
-        self, a: IrrepsArray, chosen: jax.Array, residual: IrrepsArray | None
+        self, a: IrrepsArray, residual: IrrepsArray | None, chosen: jax.Array
     ) -> IrrepsArray:
         """[N, irreps_in] -> [N, irreps_out]."""
         with jax.named_scope("power"):
             b = self.power(a, select(self.weights[...], chosen), method=self.method)
         x = self.linear(b)
         return x if residual is None else add(x, residual)
+
+
+def _update(
+    interaction: Interaction,
+    product: ProductBasis,
+    messages: IrrepsArray,
+    x: IrrepsArray,
+    chosen: jax.Array,
+) -> IrrepsArray:
+    """What a layer does with each atom by itself: [N, ...] -> [N, irreps_out]."""
+    return product(*interaction(messages, x, chosen), chosen)
 
 
 class Readout(nnx.Module):
@@ -261,6 +273,6 @@ class MACE(nnx.Module):
         embedding = self.embedding[...] / np.sqrt(len(config.elements)).astype(basis.dtype)
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
         for interaction, product in zip(self.interactions, self.products, strict=True):
-            a, residual = interaction(x, chosen, harmonics, basis, graph)
-            x = product(a, chosen, residual)
+            messages = interaction.messages(x, harmonics, basis, graph)
+            x = atoms_in_blocks(partial(_update, interaction, product), messages, x, chosen)
             yield x

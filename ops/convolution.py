@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import jax
 
-from eqnet.graph import AtomGraph, sum_rows
+from eqnet.graph import AtomGraph
 from eqnet.irreps import IrrepsArray
 from eqnet.layers import perceptron
-from eqnet.ops.blocks import gathered_in_blocks
+from eqnet.ops.blocks import messages_in_blocks
 from eqnet.ops.product import Kernel, Product, Radial
 
 # Bytes of the weights of all edges that are kept rather than made again for each block. Measured on
@@ -63,8 +63,8 @@ class Convolution:
 
         own = (y, _weights(radial.basis, radial.matrices) if keep else radial.basis)
         common = (radial.matrices, radial.shared)
-        summed = gathered_in_blocks(some_rows, x.array, graph, own, common)
-        return IrrepsArray(product.irreps_out, sum_rows(summed, graph))
+        summed = messages_in_blocks(some_rows, x.array, graph, own, common)
+        return IrrepsArray(product.irreps_out, summed)
 
 
 @jax.named_scope("radial")

@@ -167,10 +167,11 @@ def test_going_on_equals_one_run() -> None:
 class AllPairs(Calculator):
     """The short Morse potential of hydrogen by a loop over all pairs: no list, no capacity."""
 
-    implemented_properties = ("energy", "forces")
+    implemented_properties = ["energy", "forces"]
 
     def calculate(self, atoms=None, properties=(), system_changes=()) -> None:
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         model, positions = model_of(SHORT), self.atoms.positions
         cutoff, a = model.config.r_max, float(model.nested[0][...])
         depth, radius = float(model.depth[...][0]) ** 2, 2 * float(model.radius[...][0])

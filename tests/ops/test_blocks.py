@@ -9,27 +9,29 @@ import pytest
 from graphs import Structure, make_graph
 
 from eqnet.graph import AtomGraph
-from eqnet.ops.blocks import gathered_in_blocks
+from eqnet.ops import blocks
+from eqnet.ops.blocks import atoms_in_blocks, messages_in_blocks
 
 WIDTH = 5
 
 
 def some_rows(block, common):
-    """Nonlinear in everything; [n, K, WIDTH], [n, K, WIDTH] -> [n, WIDTH]."""
+    """Nonlinear in everything; [n, K, WIDTH], [n, K, WIDTH] -> [n, WIDTH], zero where own is."""
     sent, own = block
     return jnp.sin(sent * own @ common["matrix"]).sum(1) + common["shift"] * (own**2).sum(1)
 
 
 def plain(x, graph: AtomGraph, own, common):
-    return some_rows((x[jnp.asarray(graph.neighbors)], own), common)
+    values = some_rows((x[jnp.asarray(graph.neighbors)], own), common)
+    return jnp.zeros_like(x).at[jnp.asarray(graph.centers)].add(values)
 
 
 def blocked(x, graph: AtomGraph, own, common):
-    return gathered_in_blocks(some_rows, x, graph, own, common)
+    return messages_in_blocks(some_rows, x, graph, own, common)
 
 
 @pytest.mark.parametrize("slots", [40, 9])
-def test_gathered_blocks_and_their_derivatives(slots: int) -> None:
+def test_messages_and_their_derivatives(slots: int) -> None:
     rng = np.random.default_rng(0)
     positions = rng.uniform(0, 6, (45, 3))
     structure = Structure(rng.choice([1, 8], 45), positions, np.zeros((3, 3)))
@@ -60,3 +62,22 @@ def test_gathered_blocks_and_their_derivatives(slots: int) -> None:
         for ours, expected in zip(derivatives(blocked), derivatives(plain), strict=True):
             scale = max(1.0, float(jnp.abs(expected).max()))
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * scale)
+
+
+def test_many_atoms_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MANY_PARTS", 2)
+    monkeypatch.setattr(blocks, "ATOMS_AT_A_TIME", {"cpu": 4})
+    rng = np.random.default_rng(0)
+    with jax.enable_x64():
+        x, y = jnp.asarray(rng.normal(size=(11, 3))), jnp.asarray(rng.normal(size=(11, 2)))
+        matrix = jnp.asarray(rng.normal(size=(3, 2)))
+
+        def energy(x, y, matrix, by):
+            return jnp.tanh(by(lambda x, y: jnp.sin(x @ matrix) * y, x, y)).sum()
+
+        def values(by):
+            return jax.value_and_grad(energy, (0, 1, 2))(x, y, matrix, by)
+
+        ours, expected = values(atoms_in_blocks), values(lambda function, *some: function(*some))
+        assert "scan" in str(jax.make_jaxpr(lambda x: energy(x, y, matrix, atoms_in_blocks))(x))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), ours, expected)

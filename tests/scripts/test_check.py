@@ -31,7 +31,7 @@ def file_of(folder: Path, frames: list[Frame] | tuple[Frame, ...], name: str = "
 
 
 def ethanol() -> list[Frame]:
-    return read(demo_path()).frames[:60]
+    return list(read(demo_path()).frames[:60])
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
