@@ -26,6 +26,7 @@ BLOCK_BYTES = {"cpu": 2**18}
 OTHER_BLOCK_BYTES = 2**27
 # Axis of a mesh of devices that share the blocks of rows, where there is one (`jax.set_mesh`).
 ROWS = "rows"
+_SHARE, _EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
 # Edges worked on at a time: their messages and weights then stay in a core's second-level cache
 # (64 channels, 10 paths, float32: 0.3 MB). Measured from 60 to 300: flat between 100 and 150. Other
 # devices have no such caches, and many small steps would cost more than the memory.
@@ -146,11 +147,11 @@ def messages_in_blocks(
     """
     num_rows, width = graph.neighbors.shape
     size = _block_size(num_rows, width)
-    if platform() != "cpu" or _num_devices() > 1 or size >= num_rows:
+    if platform() != "cpu" or size >= num_rows:
         with jax.named_scope("gather"):
             sent = gather_neighbors(x, graph)
         return sum_rows(neighbors_in_blocks(function, (sent, operands), common), graph)
-    padding = -num_rows % size
+    padding = -num_rows % (size * _num_devices())
     # rows that fill up the last block belong to no atom
     centers = jnp.pad(jnp.asarray(graph.centers), (0, padding), constant_values=graph.num_atoms)
     rows = (jnp.asarray(graph.neighbors), operands)
@@ -162,15 +163,20 @@ def messages_in_blocks(
 def _messages(
     function: Callable, x: jax.Array, places: tuple, operands: Any, common: Any
 ) -> jax.Array:
-    def some_rows(sums: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+    def some_rows(
+        x: jax.Array, common: Any, sums: jax.Array, block: tuple
+    ) -> tuple[jax.Array, None]:
         (centers, neighbors), own = block
         values = function((_rows_of(x, neighbors), own), common)
         return sums.at[centers].add(values, mode="drop"), None
 
-    block = jax.tree.map(lambda v: v[0], (places[1], operands))
-    value = jax.eval_shape(lambda n, own: function((x[n], own), common), *block)
-    sums = jnp.zeros((len(x), *value.shape[1:]), value.dtype)
-    return jax.lax.scan(some_rows, sums, (places, operands))[0]
+    def all_rows(blocks: tuple, x: jax.Array, common: Any) -> jax.Array:
+        first = jax.tree.map(lambda v: v[0], (blocks[0][1], blocks[1]))
+        value = jax.eval_shape(lambda n, own: function((x[n], own), common), *first)
+        sums = jnp.zeros((len(x), *value.shape[1:]), value.dtype)
+        return _total(jax.lax.scan(partial(some_rows, x, common), sums, blocks)[0])
+
+    return _on_each_device(all_rows, _EVERYWHERE)((places, operands), x, common)
 
 
 def _messages_forward(function: Callable, *arguments: Any) -> tuple[jax.Array, tuple]:
@@ -184,7 +190,9 @@ def _messages_backward(function: Callable, arguments: tuple, gradient: jax.Array
     def pull(sent: jax.Array, own: Any, common: Any, gradient: jax.Array) -> tuple:
         return jax.vjp(lambda s, o, c: function((s, o), c), sent, own, common)[1](gradient)
 
-    def some_rows(sums: tuple, block: tuple) -> tuple:
+    def some_rows(
+        x: jax.Array, common: Any, gradient: jax.Array, sums: tuple, block: tuple
+    ) -> tuple:
         (centers, neighbors), own = block
         of_rows = gradient.at[centers].get(mode="fill", fill_value=0)
         to_sent, to_own, to_common = pull(_rows_of(x, neighbors), own, common, of_rows)
@@ -192,8 +200,13 @@ def _messages_backward(function: Callable, arguments: tuple, gradient: jax.Array
         sums = to_x.at[neighbors].add(to_sent), jax.tree.map(jnp.add, of_common, to_common)
         return sums, to_own
 
-    zeros = jax.tree.map(jnp.zeros_like, (x, common))
-    (to_x, to_common), to_operands = jax.lax.scan(some_rows, zeros, (places, operands))
+    def all_rows(blocks: tuple, x: jax.Array, common: Any, gradient: jax.Array) -> tuple:
+        zeros = jax.tree.map(jnp.zeros_like, (x, common))
+        sums, to_operands = jax.lax.scan(partial(some_rows, x, common, gradient), zeros, blocks)
+        return _total(sums), to_operands
+
+    shared = _on_each_device(all_rows, (_EVERYWHERE, _SHARE))
+    (to_x, to_common), to_operands = shared((places, operands), x, common, gradient)
     return to_x, None, to_operands, to_common
 
 
@@ -203,6 +216,25 @@ _messages.defvjp(_messages_forward, _messages_backward)
 @jax.named_scope("gather")
 def _rows_of(x: jax.Array, where: jax.Array) -> jax.Array:
     return x[where]
+
+
+def _on_each_device(function: Callable[..., T], out_specs: Any) -> Callable[..., T]:
+    """The function of (blocks, *the rest), a share of the blocks on each device."""
+    if _num_devices() == 1:
+        return function
+
+    def call(blocks: Any, *rest: Any) -> T:
+        specs = (_SHARE, *(_EVERYWHERE for _ in rest))
+        # sums begin as the same zeros everywhere, which the check would refuse
+        share = jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return share(blocks, *rest)
+
+    return call
+
+
+def _total(sums: T) -> T:
+    """The sum over the devices."""
+    return sums if _num_devices() == 1 else jax.lax.psum(sums, ROWS)
 
 
 def _shared_out(
@@ -215,8 +247,7 @@ def _shared_out(
 
     if devices == 1:
         return all_rows
-    share, everywhere = PartitionSpec(ROWS), PartitionSpec()
-    return jax.shard_map(all_rows, in_specs=(share, everywhere), out_specs=share)
+    return jax.shard_map(all_rows, in_specs=(_SHARE, _EVERYWHERE), out_specs=_SHARE)
 
 
 def _num_devices() -> int:
