@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,14 +47,46 @@ class Block:
         return self.total - self.heat
 
 
+class Line:
+    """Straight lines through values that arrive in blocks, by least squares, in constant memory."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.start: tuple[Any, Any] = (0.0, 0.0)  # sums of small numbers lose no digits
+        self.sums: list[Any] = [0.0] * 5  # of x, x x, y, y y, x y
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Take in x [B] and values [B, S] of S lines."""
+        if not self.count:
+            self.start = x[0], y[0]
+        u, v = x - self.start[0], y - self.start[1]
+        self.count += len(u)
+        new = [u.sum(), u @ u, v.sum(axis=0), (v * v).sum(axis=0), u @ v]
+        self.sums = [old + term for old, term in zip(self.sums, new, strict=True)]
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of all values of all lines."""
+        y, yy = (self.sums[k] / max(self.count, 1) for k in (2, 3))
+        means, variances = self.start[1] + y, np.maximum(yy - y**2, 0)
+        return float(np.mean(means)), float(np.sqrt(np.mean(variances) + np.var(means)))
+
+    def fit(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes [S] and standard deviations from the lines [S]; zero for less than two values."""
+        x, xx, y, yy, xy = self.sums
+        n = max(self.count, 1)
+        spread, both, own = xx - x * x / n, xy - x * y / n, yy - y * y / n
+        if self.count < 2 or spread == 0:
+            return np.zeros_like(own), np.zeros_like(own)
+        return both / spread, np.sqrt(np.maximum(own - both**2 / spread, 0) / n)
+
+
 def drift(time_fs: np.ndarray, energy: np.ndarray, num_atoms: int) -> tuple[float, float]:
     """Straight line through a conserved energy (eV) by least squares.
 
     Returns:
         The slope in meV per atom and ps, and the standard deviation from the line in meV per atom.
     """
-    if len(time_fs) < 2:
-        return 0.0, 0.0
-    times, values = time_fs - time_fs.mean(), 1000 * (energy - energy.mean()) / num_atoms
-    slope = float(times @ values / (times @ times))
-    return 1000 * slope, float(np.std(values - slope * times))
+    line = Line()
+    line.add(time_fs, energy[:, None])
+    slope, noise = (1000 * float(value[0]) / num_atoms for value in line.fit())
+    return 1000 * slope, noise

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STEPS = 2000
 TEMPERATURE = 300.0  # K
+NOISY = ("langevin", "bussi")  # ensembles with random numbers
 
 
 def _default(text: str, metavar: str) -> Any:
@@ -138,12 +139,20 @@ def _steps(options: MdOptions) -> int:
         raise InputError(f"--replicas must be at least 1, not {options.replicas}")
     if options.steps is not None and options.time_ps is not None:
         raise InputError("--steps and --time_ps say the same thing twice: give one of them")
-    if options.ensemble == "nve" and options.velocities == "file":
-        for name in ("temperature", "seed"):
+    if options.velocities == "file":
+        idle = ["temperature"] * (options.ensemble == "nve")
+        idle += ["seed"] * (options.ensemble not in NOISY)
+        for name in idle:
             if getattr(options, name) is not None:
                 raise InputError(
-                    f"--{name} has no effect with --ensemble nve --velocities file: leave it out"
+                    f"--{name} has no effect with --ensemble {options.ensemble} --velocities "
+                    "file: leave it out"
                 )
+        if options.replicas > 1 and "seed" in idle:
+            raise InputError(
+                f"--replicas would be equal with --ensemble {options.ensemble} --velocities file: "
+                "leave it out, or draw velocities"
+            )
     for name in ("traj_interval", "log_interval"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(options, name)}")

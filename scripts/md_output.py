@@ -15,7 +15,7 @@ from rich.table import Table
 
 from eqnet.errors import InputError
 from eqnet.simulate import Simulation
-from eqnet.trajectory import LOUD, Block, drift
+from eqnet.trajectory import LOUD, Block, Line
 
 LINE_SECONDS = 10.0  # between lines when the output is no terminal
 
@@ -81,11 +81,12 @@ class Screen:
         self.console = console
         self.simulation = simulation
         self.steps = steps
-        self.times: list[np.ndarray] = []
-        self.energies: list[np.ndarray] = []
-        self.temperatures: list[np.ndarray] = []
-        self.volumes: list[np.ndarray] = []
-        self.pressures: list[np.ndarray] = []
+        self.count = 0  # steps, the first one not counted
+        self.conserved = Line()
+        self.temperature = Line()
+        self.volume = Line()
+        self.pressure = Line()
+        self.last_volume = 0.0
         self.seconds = 0.0  # of blocks without a compilation
         self.timed = 0  # their steps
         self.compiled = 0
@@ -103,18 +104,21 @@ class Screen:
 
     def add(self, block: Block) -> None:
         """Take in a block and show where the simulation is."""
-        self.times.append(block.step * self.simulation.time_step)
-        self.energies.append(_by_structure(block.conserved))
-        self.temperatures.append(_by_structure(self.simulation.temperature(block.kinetic)))
+        times = block.step * self.simulation.time_step
+        temperature = _by_structure(self.simulation.temperature(block.kinetic))
+        self.count += int((block.step > 0).sum())
+        self.conserved.add(times, _by_structure(block.conserved))
+        self.temperature.add(times, temperature)
         if self.simulation.compilations == self.compiled:
             self.seconds += block.seconds
             self.timed += len(block.step)
         self.compiled = self.simulation.compilations
-        text = f"{self.temperatures[-1].mean():.0f} K  E {block.total[-1].sum():.4f} eV"
+        text = f"{temperature.mean():.0f} K  E {block.total[-1].sum():.4f} eV"
         if block.volume is not None and block.pressure is not None:
-            self.volumes.append(_by_structure(block.volume))
-            self.pressures.append(_by_structure(block.pressure))
-            text += f"  V {block.volume[-1].mean():.1f} A^3"
+            self.volume.add(times, _by_structure(block.volume))
+            self.pressure.add(times, _by_structure(block.pressure))
+            self.last_volume = float(block.volume[-1].mean())
+            text += f"  V {self.last_volume:.1f} A^3"
         if self.seconds:
             text += f"  {self.speed():.0f} steps/s"
         self.progress.update(self.task, completed=int(block.step[-1]), description=text)
@@ -129,23 +133,21 @@ class Screen:
 
     def summary(self, files: Sequence[Path]) -> None:
         """Print what happened, and where it is: the trajectories, and the log as the last."""
-        if not self.times:
+        if not self.temperature.count:
             return
         simulation = self.simulation
-        times, temperatures = np.concatenate(self.times), np.concatenate(self.temperatures)
-        count = len(times) - int(times[0] == 0)
         table = Table(show_header=False, box=None)
         many = simulation.num_structures > 1
         what = f"{simulation.num_structures} structures, " * many + f"{simulation.num_atoms} atoms"
-        table.add_row("steps", f"{count} of {simulation.time_step} fs, {what}")
-        spread = f"{temperatures.mean():.1f} K, standard deviation {temperatures.std():.1f} K"
+        table.add_row("steps", f"{self.count} of {simulation.time_step} fs, {what}")
+        mean, spread = self.temperature.moments()
+        spread = f"{mean:.1f} K, standard deviation {spread:.1f} K"
         table.add_row("temperature", spread)
-        if self.volumes:
-            volumes, pressures = np.concatenate(self.volumes), np.concatenate(self.pressures)
-            means = f"{volumes.mean():.2f} A^3, at the end {volumes[-1].mean():.2f}"
-            table.add_row("volume", means)
-            table.add_row("pressure", f"{pressures.mean():.3f} GPa")
-        self._conservation(table, times)
+        if self.volume.count:
+            mean = self.volume.moments()[0]
+            table.add_row("volume", f"{mean:.2f} A^3, at the end {self.last_volume:.2f}")
+            table.add_row("pressure", f"{self.pressure.moments()[0]:.3f} GPa")
+        self._conservation(table)
         if self.seconds:
             day = self.speed() * simulation.time_step * 86400e-6
             each = " of each structure" * many
@@ -159,19 +161,18 @@ class Screen:
         table.add_row("files", escape(f"{names}, {log}"))
         self.console.print(table)
 
-    def _conservation(self, table: Table, times: np.ndarray) -> None:
+    def _conservation(self, table: Table) -> None:
         """How well the conserved energy is kept; of several structures the mean and the worst."""
-        energies, sizes = np.concatenate(self.energies), self.simulation.sizes
-        found = [drift(times, own, n) for own, n in zip(energies.T, sizes, strict=True)]
+        slopes, noises = (1000 * v / np.array(self.simulation.sizes) for v in self.conserved.fit())
         text = []
         kinds = [("drift", "meV/atom/ps"), ("fluctuation", "meV/atom")]
-        for (name, unit), values in zip(kinds, np.array(found).T, strict=True):
+        for (name, unit), values in zip(kinds, (1000 * slopes, noises), strict=True):
             worst = int(np.argmax(abs(values)))
             most = f" (of structure {worst}: {values[worst]:.4f})" * (len(values) > 1)
             text.append(f"{name} {values.mean():.4f} {unit}{most}")
         nve = self.simulation.ensemble == "nve"
         table.add_row("total energy" if nve else "conserved energy", ", ".join(text))
-        if max(noise for _, noise in found) > LOUD:
+        if noises.max() > LOUD:
             table.add_row(
                 "", "it is not conserved: take a shorter --time_step, and look at the frames"
             )

@@ -25,7 +25,7 @@ from eqnet.graph import AtomGraph, displacements
 from eqnet.models import MODELS
 from eqnet.potential import Potential, Prediction
 from eqnet.simulate import Simulation, Unstable
-from eqnet.trajectory import Block, drift
+from eqnet.trajectory import Block, Line, drift
 from eqnet.velocities import degrees_of_freedom, draw_velocities
 from eqnet.verlet_list import VerletList
 
@@ -334,6 +334,23 @@ def test_drift_of_a_straight_line() -> None:
     rate, noise = drift(times, -5e5 + 3e-6 * times, 10)
     assert rate == pytest.approx(0.3, rel=1e-3) and noise < 1e-3
     assert drift(times[:1], times[:1], 1) == (0.0, 0.0)
+
+
+def test_lines_through_values_in_blocks() -> None:
+    rng = np.random.default_rng(0)
+    times = np.arange(1000) * 0.5
+    values = -3e4 + 1e-3 * rng.normal(size=(1000, 2)) + times[:, None] * [1e-6, -2e-6]
+    line = Line()
+    for start, end in ((0, 1), (1, 400), (400, 1000)):
+        line.add(times[start:end], values[start:end])
+    slopes, noises = line.fit()
+    fits = np.polyfit(times, values - values[0], 1)
+    rest = values - values[0] - np.outer(times, fits[0]) - fits[1]
+    np.testing.assert_allclose(slopes, fits[0], rtol=1e-8)
+    np.testing.assert_allclose(noises, rest.std(axis=0), rtol=1e-8)
+    mean, spread = line.moments()
+    assert mean == pytest.approx(values.mean(), rel=1e-12)
+    assert spread == pytest.approx(values.std(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", list(MODELS))

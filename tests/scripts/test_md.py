@@ -161,6 +161,10 @@ def test_starts_at_the_temperature(folder: Path, ensemble: str, freedom: int) ->
         (["model.eqnet", "ethanol.xyz", "--time_step", "nan"], "--time_step"),
         (["model.eqnet", "ethanol.xyz", "--traj_interval", "0"], "--traj_interval"),
         (["model.eqnet", "ethanol.xyz", "--replicas", "0"], "--replicas must be at least 1"),
+        (
+            ["model.eqnet", "ethanol.xyz", "--replicas", "2", "--velocities", "file"],
+            "--replicas would be equal with --ensemble nve --velocities file",
+        ),
         (["model.eqnet", "ethanol.xyz", "--index", "5:"], "takes none of its 1 frames"),
         (["model.eqnet", "ethanol.xyz", "--output", "a.pdb"], "end the name with .traj or .xyz"),
         (["model.eqnet", "ethanol.xyz", "--output", "ethanol.xyz"], "overwrite an input"),
