@@ -9,12 +9,14 @@ not depend on the number of structures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.cell import Cell
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
@@ -35,7 +37,8 @@ class Relaxation:
 
     Attributes:
         index: of the structure.
-        atoms: the structure; at the end with its energy, forces and, if there is one, stress.
+        atoms: the structure; at the end with its energy, forces and, if there is one, stress;
+            `atoms.info["converged"]` is `converged`.
         steps: taken so far.
         largest: force left on an atom or the cell, eV/angstrom.
         converged: whether it is below `fmax`.
@@ -47,8 +50,10 @@ class Relaxation:
         target: Any = FrechetCellFilter(atoms) if cell else atoms
         self.optimizer = OPTIMIZERS[optimizer](target, logfile=None)
         self.largest = float("inf")
-        self.converged = False
         self.error = ""
+        self.converged = atoms.info["converged"] = False
+        atoms.calc = None  # what a file says is no answer of this model
+        self._last_good: tuple[np.ndarray, Cell, dict[str, Any]] | None = None
 
     @property
     def steps(self) -> int:
@@ -61,10 +66,12 @@ class Relaxation:
         try:
             gradient = problem.get_gradient()
         except InputError as error:
-            self._step_back(str(error))
+            self.error = str(error)
+            self.step_back()
             return False
         self.largest = float(problem.gradient_norm(gradient))
         self.converged = bool(problem.converged(gradient, self.fmax))
+        self.atoms.info["converged"] = self.converged
         if self.converged or self.steps == steps:
             return False
         self._last_good = self.atoms.positions.copy(), self.atoms.cell.copy(), _results(self.atoms)
@@ -72,10 +79,13 @@ class Relaxation:
         self.optimizer.nsteps += 1
         return True
 
-    def _step_back(self, error: str) -> None:
-        """To the last place with an answer, if there is one."""
-        self.error, self.atoms.calc = error, None
-        if self.steps == 0:
+    def step_back(self) -> None:
+        """To the last place with an answer, if atoms are at none; without one, no calculator."""
+        calc = self.atoms.calc
+        if isinstance(calc, Calculator) and calc.results and not calc.check_state(self.atoms):
+            return
+        self.atoms.calc = None
+        if self._last_good is None:
             return
         positions, cell, results = self._last_good
         self.optimizer.nsteps -= 1
@@ -112,6 +122,8 @@ def relax(
     Raises:
         InputError: a structure that no model of these elements knows, see `check_structure`. No
             answer for another reason ends that relaxation only, where it was (`Relaxation.error`).
+
+    Whatever else ends it, structures are left at the last place with an answer.
     """
     if room is None:
         room = ROOM.get(calculator.device.platform, ROOM_ELSEWHERE)
@@ -121,6 +133,21 @@ def relax(
         if cell:
             check_volume(frame)
     ways = [Relaxation(i, atoms, optimizer, fmax, cell) for i, atoms in enumerate(structures)]
+    try:
+        for _ in _sweeps(calculator, ways, room, steps, name):
+            if show is not None:
+                show(ways)
+    except BaseException:  # an interruption among them: some have moved and have no answer yet
+        for way in ways:
+            way.step_back()
+        raise
+    return ways
+
+
+def _sweeps(
+    calculator: EqnetCalculator, ways: Sequence[Relaxation], room: int, steps: int, name: str
+) -> Iterator[None]:
+    """Let all relaxations advance, as many at a time as have room."""
     waiting = sorted(ways, key=lambda way: len(way.atoms))  # the largest first: the rest has room
     moving: list[Relaxation] = []
     while waiting or moving:
@@ -135,9 +162,7 @@ def relax(
             indices = [way.index for way in moving]
             SideBySide(calculator, [way.atoms for way in moving], name=name, indices=indices)
         moving = [way for way in moving if way.advance(steps)]
-        if show is not None:
-            show(ways)
-    return ways
+        yield
 
 
 def _results(atoms: Atoms) -> dict[str, Any]:

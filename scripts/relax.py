@@ -108,17 +108,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if several:
         return _relax_all(options, structures, calculator, output)
-    structures[0].calc = calculator
-    return _relax(options, structures[0], output, trajectory)
+    return _relax(options, structures[0], calculator, output, trajectory)
 
 
-def _relax(options: RelaxOptions, atoms: Atoms, output: Path, trajectory: Path) -> int:
+def _relax(
+    options: RelaxOptions,
+    atoms: Atoms,
+    calculator: EqnetCalculator,
+    output: Path,
+    trajectory: Path,
+) -> int:
     """Run the optimiser, write and print."""
     from rich.console import Console
 
     from eqnet.scripts.structures import open_trajectory, write_structure
 
     console = Console(soft_wrap=True)
+    atoms.calc = calculator
     before = _state(atoms)
     write, close = open_trajectory(trajectory)
     try:
@@ -126,6 +132,8 @@ def _relax(options: RelaxOptions, atoms: Atoms, output: Path, trajectory: Path) 
     except InputError as error:  # these positions have no energy: they are no result
         raise InputError(f"{error}; {trajectory} ends with the last good step") from None
     except KeyboardInterrupt:
+        if calculator.check_state(atoms):  # its results are those of the step before
+            atoms.calc = None
         write_structure(output, atoms)
         raise
     finally:
@@ -190,8 +198,6 @@ def _relax_all(
     except KeyboardInterrupt:
         write_structure(output, structures)
         raise
-    for way in ways:
-        way.atoms.info["converged"] = way.converged
     write_structure(output, structures)
     _summary_of_all(console, ways, time.monotonic() - started)
     console.print(f"relaxed structures: {output}", markup=False)

@@ -142,6 +142,46 @@ def test_those_that_did_not_converge_are_named(
     assert all(np.isfinite(atoms.get_forces()).all() for atoms in written)
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, call: int) -> None:
+    """Let a call of the model, counted from 1, end with an error."""
+    calculate, calls = EqnetCalculator._run, []
+
+    def stop(self, graph, sizes):
+        calls.append(sizes)
+        if len(calls) == call:
+            raise error
+        return calculate(self, graph, sizes)
+
+    monkeypatch.setattr(EqnetCalculator, "_run", stop)
+
+
+def written_are_true() -> list[Atoms]:
+    """Whether energies in the file are those of the positions beside them; the structures."""
+    written = frames("three_relaxed.xyz")
+    for atoms in written:
+        assert atoms.get_potential_energy() == pytest.approx(energy(atoms), abs=1e-5)
+        assert np.isfinite(atoms.get_forces()).all()
+    return written
+
+
+@pytest.fixture
+def three(folder: Path) -> list[Atoms]:
+    """Three structures in a file, the second relaxed."""
+    assert run("relax", ["model.eqnet", "water.xyz", "--fmax", "1e-6"]) == 0
+    start = [frame("water.xyz"), frame("water_relaxed.xyz"), frame("water.xyz")]
+    start[2].rattle(0.02, seed=2)
+    write("three.traj", start)
+    return start
+
+
+def test_interrupted(three: list[Atoms], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, KeyboardInterrupt(), call=3)
+    assert run("relax", ["model.eqnet", "three.traj", "--index", ":"]) == 130
+    written = written_are_true()
+    assert [atoms.info["converged"] for atoms in written] == [False, True, False]
+    assert all(energy(written[i]) < energy(three[i]) for i in (0, 2))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
