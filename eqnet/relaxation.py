@@ -22,8 +22,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 
 from eqnet.calculator import EqnetCalculator, check_volume
 from eqnet.data.frame import from_atoms
-from eqnet.errors import InputError
-from eqnet.side_by_side import SideBySide
+from eqnet.side_by_side import NoAnswer, SideBySide
 from eqnet.verlet_list import check_structure
 
 # Atoms that move at a time: a CPU gains no more from a hundred, and loses by places left empty.
@@ -65,7 +64,7 @@ class Relaxation:
         problem = self.optimizer.optimizable
         try:
             gradient = problem.get_gradient()
-        except InputError as error:
+        except NoAnswer as error:
             self.error = str(error)
             self.step_back()
             return False
@@ -120,10 +119,12 @@ def relax(
         show: called with all relaxations, those to come too, after each sweep.
 
     Raises:
-        InputError: a structure that no model of these elements knows, see `check_structure`. No
-            answer for another reason ends that relaxation only, where it was (`Relaxation.error`).
+        InputError: a structure that no model of these elements knows, see `check_structure`; the
+            model or the device have no answers at all. When one structure has none, that ends its
+            relaxation only (`Relaxation.error`).
 
-    Whatever else ends it, structures are left at the last place with an answer.
+    Structures without an answer, and all that moved when there was an error or an interruption, go
+    back to the last place with an answer.
     """
     if room is None:
         room = ROOM.get(calculator.device.platform, ROOM_ELSEWHERE)

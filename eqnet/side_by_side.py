@@ -23,6 +23,10 @@ from eqnet.errors import InputError
 from eqnet.verlet_list import same_kind
 
 
+class NoAnswer(InputError):
+    """One structure has no answer; the others of its group may have theirs."""
+
+
 class SideBySide:
     """Structures that are computed together; each gets a calculator (`atoms.calc`) of its own.
 
@@ -42,7 +46,9 @@ class SideBySide:
 
     Raises:
         InputError: no structures, one of them twice, or a calculator with tensors; from a structure
-            that is asked, what `EqnetCalculator` says of it. The others are not troubled by that.
+            that is asked, that the model or the device have no answers at all.
+        NoAnswer: from a structure that is asked, what `EqnetCalculator` says of it. The others are
+            not troubled by that.
     """
 
     def __init__(
@@ -74,7 +80,8 @@ class SideBySide:
         """The results of structure i where `atoms` are now.
 
         Raises:
-            InputError: it has none.
+            NoAnswer: it has none.
+            InputError: the model or the device have no answers at all.
         """
         with self._lock:
             frame = self._frame(i, atoms)
@@ -82,7 +89,7 @@ class SideBySide:
                 self._sweep(i, frame)
             answer = self._known[i][1]
         if isinstance(answer, InputError):
-            raise answer
+            raise NoAnswer(*answer.args)
         return answer
 
     def _frame(self, i: int, atoms: Atoms) -> Frame:

@@ -195,8 +195,11 @@ def _relax_all(
             name=options.structure,
             show=_progress(console),
         )
-    except KeyboardInterrupt:
-        write_structure(output, structures)
+    except (InputError, KeyboardInterrupt) as error:
+        if any(atoms.calc for atoms in structures):
+            write_structure(output, structures)
+            if isinstance(error, InputError):
+                raise InputError(f"{error}; {output} has what was relaxed so far") from None
         raise
     write_structure(output, structures)
     _summary_of_all(console, ways, time.monotonic() - started)

@@ -13,6 +13,7 @@ from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
 from eqnet import EqnetCalculator
+from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
 
@@ -180,6 +181,23 @@ def test_interrupted(three: list[Atoms], monkeypatch: pytest.MonkeyPatch) -> Non
     written = written_are_true()
     assert [atoms.info["converged"] for atoms in written] == [False, True, False]
     assert all(energy(written[i]) < energy(three[i]) for i in (0, 2))
+
+
+def test_an_error_of_all_ends_the_command(
+    three: list[Atoms], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, InputError("out of memory"), call=3)
+    argv = ["model.eqnet", "three.traj", "--index", ":"]
+    assert run("relax", argv) == 2
+    assert capsys.readouterr().err == (
+        "eqnet: error: out of memory; three_relaxed.xyz has what was relaxed so far\n"
+    )
+    assert [atoms.info["converged"] for atoms in written_are_true()] == [False, True, False]
+    Path("three_relaxed.xyz").unlink()
+    interrupt(monkeypatch, InputError("out of memory"), call=1)
+    assert run("relax", argv) == 2
+    assert capsys.readouterr().err == "eqnet: error: out of memory\n"
+    assert not Path("three_relaxed.xyz").exists()
 
 
 @pytest.mark.parametrize(
