@@ -123,7 +123,7 @@ class ArrayFolder:
             InputError: a file is missing, damaged, or of another format.
         """
         self.path = path
-        self.manifest = _manifest(path / MANIFEST)
+        self.manifest = read_manifest(path)
         self._maps = {
             name: _mapped(path / f"{name}.npy", layout.get(name), sha256)
             for name, sha256 in self.manifest["arrays"].items()
@@ -160,7 +160,13 @@ def _text(manifest: dict[str, Any]) -> str:
     return json.dumps({**manifest, "sha256": sha256}, indent=1) + "\n"
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder holds.
+
+    Raises:
+        InputError: it is missing, damaged, or of another format.
+    """
+    path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eqnet.data.array_folder import MANIFEST, ArrayFolder, Layout, writing
+from eqnet.data.array_folder import MANIFEST, ArrayFolder, Layout, read_manifest, writing
 from eqnet.data.frame import Frame
 from eqnet.data.items import Item, LazyItems, Sizes, make_item, make_items
 from eqnet.data.label_choice import Keys
@@ -25,6 +25,7 @@ from eqnet.data.labels import LabelReport, LabelRow
 from eqnet.data.part import Part, take
 from eqnet.data.read import Dataset
 from eqnet.errors import InputError
+from eqnet.files import digest
 
 LABELS = ("energy", "forces", "stress")
 # F frames, A atoms of all frames; a label that a frame lacks is NaN.
@@ -156,6 +157,16 @@ def fingerprint(manifest: Mapping[str, Any]) -> str:
     """The same for stores of the same data, wherever they were made from."""
     same = {name: manifest[name] for name in ("arrays", "isolated", "config_types")}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+
+def identity(path: str | Path) -> str:
+    """SHA-256 of a file, or of what a store holds, in hexadecimal; the same for the same data.
+
+    Raises:
+        InputError: the store is damaged.
+        OSError: the file cannot be read.
+    """
+    return fingerprint(read_manifest(Path(path))) if is_store(path) else digest(path)
 
 
 def _check(folder: ArrayFolder) -> None:

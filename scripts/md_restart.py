@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eqnet.data.store import identity
 from eqnet.errors import InputError
 from eqnet.files import digest
 from eqnet.restart import Restart, read_restart, write_restart
@@ -84,7 +85,7 @@ class RestartFile:
 def _identity(options: MdOptions) -> dict[str, Any]:
     """All that makes the numbers of a run, as plain values."""
     values = {k: v for k, v in dataclasses.asdict(options).items() if k not in FREE}
-    return {**values, "model": digest(options.model), "structure": digest(options.structure)}
+    return {**values, "model": digest(options.model), "structure": identity(options.structure)}
 
 
 def _mark(path: Path) -> list[int]:

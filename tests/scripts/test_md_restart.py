@@ -13,6 +13,7 @@ from ase.io import write
 from morse import MODELS, model_of, morse_potential
 
 import eqnet.models
+from eqnet.data.build import build
 from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
@@ -64,6 +65,23 @@ def test_goes_on_as_if_it_had_never_stopped(folder: Path, suffix: str, options: 
     Path("parts.restart").write_bytes(early)
     assert main([*parts, "--steps", "200", "--restart"]) == 0
     assert same(f"whole{suffix}", f"parts{suffix}")
+
+
+def test_from_a_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run goes on from a store of the same structures and refuses another one."""
+    crystal = bulk("C", "fcc", 1.86, cubic=True)
+    for name, scale in (("one.xyz", 1.0), ("other.xyz", 1.01)):
+        crystal.set_cell(scale * crystal.cell.array, scale_atoms=True)
+        crystal.info["REF_energy"] = 0.0
+        write(name, crystal, format="extxyz")
+    build(["one.xyz"], "a.store")
+    shutil.copytree("a.store", "copy.store")
+    build(["other.xyz"], "b.store")
+    tail = [*ARGV[2:], "--output", "o.xyz"]
+    assert run("md", ["model.eqnet", "a.store", *tail, "--steps", "4"]) == 0
+    assert run("md", ["model.eqnet", "copy.store", *tail, "--steps", "8", "--restart"]) == 0
+    assert run("md", ["model.eqnet", "b.store", *tail, "--steps", "9", "--restart"]) == 2
+    assert "belongs to another structure file" in capsys.readouterr().err
 
 
 def test_many_structures_go_on(folder: Path) -> None:
