@@ -35,7 +35,7 @@ class Relaxation:
     """The way of one structure, whose atoms (and cell, if `cell`) are moved in place.
 
     Attributes:
-        index: of the structure.
+        index: of the structure, as errors name it.
         atoms: the structure; at the end with its energy, forces and, if there is one, stress;
             `atoms.info["converged"]` is `converged`.
         steps: taken so far.
@@ -103,6 +103,7 @@ def relax(
     cell: bool = False,
     room: int | None = None,
     name: str = "structures",
+    indices: Sequence[int] | None = None,
     show: Callable[[Sequence[Relaxation]], None] | None = None,
 ) -> list[Relaxation]:
     """Relax structures side by side, as ASE would one after the other; they are moved in place.
@@ -116,6 +117,7 @@ def relax(
         cell: whether lattice vectors are relaxed too; three periodic directions.
         room: atoms that move at a time, larger structures alone; if None, 150 on a CPU, else 4000.
         name: how errors call the structures, before the word frame and the index.
+        indices: of the structures in errors, [S]; 0, 1, ... if None.
         show: called with all relaxations, those to come too, after each sweep.
 
     Raises:
@@ -128,12 +130,15 @@ def relax(
     """
     if room is None:
         room = ROOM.get(calculator.device.platform, ROOM_ELSEWHERE)
-    for i, atoms in enumerate(structures):
+    named = list(
+        zip(range(len(structures)) if indices is None else indices, structures, strict=True)
+    )
+    for i, atoms in named:
         frame = from_atoms(atoms, file=name, index=i)
         check_structure(frame, calculator.members[0].potential.elements)
         if cell:
             check_volume(frame)
-    ways = [Relaxation(i, atoms, optimizer, fmax, cell) for i, atoms in enumerate(structures)]
+    ways = [Relaxation(i, atoms, optimizer, fmax, cell) for i, atoms in named]
     try:
         for _ in _sweeps(calculator, ways, room, steps, name):
             if show is not None:

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.model_options import default
+from eqnet.scripts.now_and_then import now_and_then
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -27,12 +30,6 @@ if TYPE_CHECKING:
 
 SKIN = 0.3  # angstrom, of structures side by side
 NAMED = 20  # structures that a sentence lists
-INTERVAL = 10.0  # seconds between lines of progress at most
-
-
-def _default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option whose default depends on others."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class RelaxOptions:
     """Model file, as `eqnet train` writes it."""
     structure: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STRUCTURE")]
     """Structure to begin with: any file ASE reads. Its constraints are kept."""
-    output: Annotated[str | None, _default("STRUCTURE_relaxed.xyz", "FILE")] = None
+    output: Annotated[str | None, default("STRUCTURE_relaxed.xyz", "FILE")] = None
     """Relaxed structure, in a format that ASE writes; the way of a single one goes to the same name
     with .traj."""
     index: str = "-1"
@@ -63,7 +60,7 @@ class RelaxOptions:
     """CPU cores that share the atoms; worth it from a hundred atoms on."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the model; float32 is faster and good to about 0.001 eV/A."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
     overwrite: bool = False
     """Write over existing files."""
@@ -89,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_outputs(outputs, inputs, overwrite=options.overwrite)
     check_writable(output, several=several)
     structures = read_structures(options.structure, options.index)
-    for i, atoms in enumerate(structures):
+    numbers = _numbers(options.structure, options.index) if several else [0]
+    for number, atoms in zip(numbers, structures, strict=True):
         if options.cell and not atoms.pbc.all():
             raise InputError(
                 f"--cell needs three periodic axes, but {options.structure} has "
-                f"pbc = {atoms.pbc.tolist()}{f' (structure {i})' if several else ''}: relax the "
+                f"pbc = {atoms.pbc.tolist()}{f' (frame {number})' if several else ''}: relax the "
                 "atoms alone"
             )
     from eqnet.calculator import EqnetCalculator
@@ -107,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cores=options.cores,
     )
     if several:
-        return _relax_all(options, structures, calculator, output)
+        return _relax_all(options, structures, numbers, calculator, output)
     return _relax(options, structures[0], calculator, output, trajectory)
 
 
@@ -156,11 +154,11 @@ def _optimize(
 ) -> tuple[bool, int]:
     """Whether forces became small enough, and the steps it took."""
     from ase.filters import FrechetCellFilter
-    from ase.optimize import BFGS, FIRE, LBFGS
+
+    from eqnet.relaxation import OPTIMIZERS
 
     target = FrechetCellFilter(atoms) if options.cell else atoms
-    kinds: dict[str, Any] = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}
-    optimizer = kinds[options.optimizer](target, logfile=None)
+    optimizer = OPTIMIZERS[options.optimizer](target, logfile=None)
     console.print("step        energy (eV)   largest force (eV/A)")
 
     def show() -> None:
@@ -173,8 +171,20 @@ def _optimize(
     return bool(optimizer.run(fmax=options.fmax, steps=options.steps)), optimizer.nsteps
 
 
+def _numbers(file: str, index: str) -> list[int]:
+    """The numbers of the frames that a slice takes, one that `read_structures` understands."""
+    from eqnet.scripts.structures import read_structures
+
+    bounds = [int(part) if part else None for part in index.split(":")]
+    return list(range(len(read_structures(file, ":")))[slice(*bounds)])
+
+
 def _relax_all(
-    options: RelaxOptions, structures: list[Atoms], calculator: EqnetCalculator, output: Path
+    options: RelaxOptions,
+    structures: list[Atoms],
+    numbers: list[int],
+    calculator: EqnetCalculator,
+    output: Path,
 ) -> int:
     """Relax all side by side, write and print."""
     from rich.console import Console
@@ -193,6 +203,7 @@ def _relax_all(
             steps=options.steps,
             cell=options.cell,
             name=options.structure,
+            indices=numbers,
             show=_progress(console),
         )
     except (InputError, KeyboardInterrupt) as error:
@@ -206,8 +217,8 @@ def _relax_all(
     console.print(f"relaxed structures: {output}", markup=False)
     for way in ways:
         if way.error:
-            print(f"eqnet: warning: structure {way.index}: {way.error}", file=sys.stderr)
-    failed = [str(way.index) for way in ways if not way.converged]
+            print(f"eqnet: warning: {way.error}", file=sys.stderr)
+    failed = [str(i) for i, way in enumerate(ways) if not way.converged]
     if failed:
         named = ", ".join(failed[:NAMED]) + (", ..." if len(failed) > NAMED else "")
         print(
@@ -221,19 +232,17 @@ def _relax_all(
 
 
 def _progress(console: Console) -> Callable[[Sequence[Relaxation]], None]:
-    """A line when twice as many sweeps are over, or ten seconds have passed."""
+    """A line about the sweep, now and then."""
     console.print("sweep   converged   largest force (eV/A)")
-    sweeps, due, last = 0, 1, time.monotonic()
+    sweeps, due = count(1), now_and_then()
 
     def show(ways: Sequence[Relaxation]) -> None:
-        nonlocal sweeps, due, last
-        sweeps += 1
-        if sweeps < due and time.monotonic() - last < INTERVAL:
+        sweep = next(sweeps)
+        if not due(sweep):
             return
-        due, last = max(due, 2 * sweeps), time.monotonic()
         done = sum(way.converged for way in ways)
         largest = max((way.largest for way in ways if way.largest < float("inf")), default=0.0)
-        console.print(f"{sweeps:5d} {f'{done}/{len(ways)}':>11} {largest:22.5f}", highlight=False)
+        console.print(f"{sweep:5d} {f'{done}/{len(ways)}':>11} {largest:22.5f}", highlight=False)
 
     return show
 

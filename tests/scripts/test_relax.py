@@ -200,6 +200,23 @@ def test_an_error_of_all_ends_the_command(
     assert not Path("three_relaxed.xyz").exists()
 
 
+def test_errors_name_frames_of_the_file(
+    three: list[Atoms], capsys: pytest.CaptureFixture[str]
+) -> None:
+    three[1].positions[2] = three[1].positions[1]
+    write("three.traj", three)
+    argv = ["model.eqnet", "three.traj", "--overwrite"]
+    for index, place in (("1:", 0), ("-1:-3:-1", 1)):
+        assert run("relax", [*argv, "--index", index]) == 1
+        err = capsys.readouterr().err
+        assert "warning: three.traj, frame 1: atoms 1 and 2 coincide" in err
+        assert f"eV/A within 1000 steps: {place} of three_relaxed.xyz" in err
+    three[2].symbols[0] = "He"
+    write("three.traj", three)
+    assert run("relax", [*argv, "--index", "2:"]) == 2
+    assert "three.traj, frame 2: element He" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -211,7 +228,7 @@ def test_an_error_of_all_ends_the_command(
         (["water.xyz", "--steps", "0"], "--steps must be at least 1"),
         (["water.xyz", "--index", "1"], "there is no frame 1"),
         (["water.xyz", "--index", "all"], "--index must be one frame"),
-        (["water.xyz", "--index", ":", "--cell"], "(structure 0): relax the atoms alone"),
+        (["water.xyz", "--index", ":", "--cell"], "(frame 0): relax the atoms alone"),
         (["water.xyz", "--index", ":", "--output", "POSCAR"], "holds one structure"),
     ],
 )
