@@ -22,7 +22,7 @@ from ase.utils.forcecurve import fit_images
 from eqnet.calculator import EqnetCalculator
 from eqnet.data.elements import symbol
 from eqnet.errors import InputError
-from eqnet.relaxation import OPTIMIZERS
+from eqnet.relaxation import OPTIMIZERS, Place, place_of, put_back
 from eqnet.side_by_side import SideBySide
 
 CLIMB_BELOW = 0.5  # eV/angstrom: before, the highest image has not found the path yet
@@ -131,20 +131,34 @@ def relax_band(
 
     Raises:
         InputError: an image, named by its number, has no answer.
+
+    After an error or an interruption the images are those of the last step that had all answers,
+    with energies and forces; without calculators if there was none.
     """
     SideBySide(calculator, images, name="band")
     neb = NEB(images, method="improvedtangent")
     steered = OPTIMIZERS[optimizer](neb, logfile=None)
 
+    good: list[Place] = []
+
     def watch() -> None:
+        nonlocal good
+        good = [place_of(image) for image in images]
         if show is not None and neb.energies is not None:
             show(steered.nsteps, neb.energies, float(_largest(neb).max()))
 
     steered.attach(watch)
-    converged = steered.run(fmax=max(fmax, CLIMB_BELOW) if climb else fmax, steps=steps)
-    if climb and converged:
-        neb.climb = True
-        converged = steered.run(fmax=fmax, steps=steps - steered.nsteps)
+    try:
+        converged = steered.run(fmax=max(fmax, CLIMB_BELOW) if climb else fmax, steps=steps)
+        if climb and converged:
+            neb.climb = True
+            converged = steered.run(fmax=fmax, steps=steps - steered.nsteps)
+    except BaseException:  # an interruption among them
+        for i, image in enumerate(images):
+            image.calc = None
+            if good:
+                put_back(image, good[i])
+        raise
     barrier, difference = NEBTools(images).get_barrier(fit=not climb)
     fit = fit_images(images)
     ends = [float(np.linalg.norm(a.get_forces(), axis=1).max()) for a in (images[0], images[-1])]

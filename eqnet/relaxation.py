@@ -10,7 +10,7 @@ not depend on the number of structures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -29,6 +29,29 @@ from eqnet.verlet_list import check_structure
 ROOM = {"cpu": 150}
 ROOM_ELSEWHERE = 4000
 OPTIMIZERS: dict[str, Any] = {"bfgs": BFGS, "lbfgs": LBFGS, "fire": FIRE}
+
+
+class Place(NamedTuple):
+    """Where atoms had an answer, and the answer by ASE's names of properties."""
+
+    positions: np.ndarray
+    cell: Cell
+    results: dict[str, Any]
+
+
+def place_of(atoms: Atoms) -> Place:
+    """Where atoms are, with what their calculator has found there."""
+    assert isinstance(atoms.calc, Calculator)
+    found = atoms.calc.results.items()
+    results = {name: value for name, value in found if name in all_properties}
+    return Place(atoms.positions.copy(), atoms.cell.copy(), results)
+
+
+def put_back(atoms: Atoms, place: Place) -> None:
+    """Move atoms to a place; their calculator has the answer there and no other."""
+    atoms.set_cell(place.cell)
+    atoms.positions[:] = place.positions
+    atoms.calc = SinglePointCalculator(atoms, **place.results)
 
 
 class Relaxation:
@@ -52,7 +75,7 @@ class Relaxation:
         self.error = ""
         self.converged = atoms.info["converged"] = False
         atoms.calc = None  # what a file says is no answer of this model
-        self._last_good: tuple[np.ndarray, Cell, dict[str, Any]] | None = None
+        self._last_good: Place | None = None
 
     @property
     def steps(self) -> int:
@@ -73,7 +96,7 @@ class Relaxation:
         self.atoms.info["converged"] = self.converged
         if self.converged or self.steps == steps:
             return False
-        self._last_good = self.atoms.positions.copy(), self.atoms.cell.copy(), _results(self.atoms)
+        self._last_good = place_of(self.atoms)
         self.optimizer.step()
         self.optimizer.nsteps += 1
         return True
@@ -84,13 +107,9 @@ class Relaxation:
         if isinstance(calc, Calculator) and calc.results and not calc.check_state(self.atoms):
             return
         self.atoms.calc = None
-        if self._last_good is None:
-            return
-        positions, cell, results = self._last_good
-        self.optimizer.nsteps -= 1
-        self.atoms.set_cell(cell)
-        self.atoms.positions[:] = positions
-        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
+        if self._last_good is not None:
+            self.optimizer.nsteps -= 1
+            put_back(self.atoms, self._last_good)
 
 
 def relax(
@@ -169,9 +188,3 @@ def _sweeps(
             SideBySide(calculator, [way.atoms for way in moving], name=name, indices=indices)
         moving = [way for way in moving if way.advance(steps)]
         yield
-
-
-def _results(atoms: Atoms) -> dict[str, Any]:
-    """What the calculator has found."""
-    assert isinstance(atoms.calc, Calculator)
-    return {name: value for name, value in atoms.calc.results.items() if name in all_properties}

@@ -7,15 +7,16 @@ eqnet neb model.eqnet before.xyz after.xyz --relax_ends --output hop.traj
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.model_options import default
+from eqnet.scripts.now_and_then import now_and_then
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from eqnet.elastic_band import Band
 
 SKIN = 0.3  # angstrom
-INTERVAL = 10.0  # seconds between lines of progress at most
-
-
-def _default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option whose default depends on others."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class NebOptions:
     """Structure at the start, the last frame of any file ASE reads. Its constraints are kept."""
     end: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="END")]
     """Structure at the end: the same atoms in the same order."""
-    output: Annotated[str | None, _default("START_neb.xyz", "FILE")] = None
+    output: Annotated[str | None, default("START_neb.xyz", "FILE")] = None
     """The band, START and END among its images, with energies and forces: .xyz or .traj."""
     images: int = 7
     """Images between START and END, computed side by side."""
@@ -66,7 +61,7 @@ class NebOptions:
     """CPU cores that share the atoms; worth it from a hundred atoms on."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the model; float32 is faster and good to about 0.001 eV/A."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
     overwrite: bool = False
     """Write over existing files."""
@@ -83,12 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1, not {getattr(options, name)}")
     output = Path(options.output or f"{Path(options.start).stem}_neb.xyz")
+    if output.suffix.lower() not in (".traj", ".xyz", ".extxyz"):
+        raise InputError(f"--output {output}: end the name with .traj or .xyz")
 
-    from eqnet.scripts.structures import check_outputs, check_writable, read_structures
+    from eqnet.scripts.structures import check_outputs, read_structures
 
     inputs = [options.model, options.start, options.end]
     check_outputs([output], inputs, overwrite=options.overwrite)
-    check_writable(output, several=True)
     ends = [read_structures(file, "-1")[0] for file in (options.start, options.end)]
 
     from eqnet.calculator import EqnetCalculator
@@ -129,8 +125,11 @@ def _find_path(
             steps=options.steps,
             show=_progress(console),
         )
-    except KeyboardInterrupt:
-        write_structure(output, images)
+    except (InputError, KeyboardInterrupt) as error:
+        if images[0].calc:
+            write_structure(output, images)
+            if isinstance(error, InputError):
+                raise InputError(f"{error}; {output} has the last good band") from None
         raise
     write_structure(output, images)
     _table(console, band)
@@ -168,14 +167,12 @@ def _relax_ends(options: NebOptions, ends: list[Atoms], calculator: EqnetCalcula
 
 
 def _progress(console: Console) -> Callable[[int, np.ndarray, float], None]:
-    """A line when twice as many steps are over, or ten seconds have passed."""
+    """A line about the step, now and then."""
     console.print("step   highest energy (eV)   largest force (eV/A)")
-    due, last = 0, time.monotonic()
+    due = now_and_then()
 
     def show(step: int, energies: np.ndarray, largest: float) -> None:
-        nonlocal due, last
-        if step >= due or time.monotonic() - last >= INTERVAL:
-            due, last = max(due, 2 * step, 1), time.monotonic()
+        if due(step):
             highest = energies.max() - energies[0]
             console.print(f"{step:4d} {highest:21.4f} {largest:22.5f}", highlight=False)
 

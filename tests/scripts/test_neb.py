@@ -11,6 +11,8 @@ from ase.io import read, write
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
+from eqnet import EqnetCalculator
+from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
 
@@ -72,13 +74,52 @@ def test_not_converged_and_ends_that_are_no_minima(
     assert len(images("band.traj")) == 9
 
 
+@pytest.mark.parametrize("error", [InputError("out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", [1, 4])
+def test_the_last_good_band_is_kept(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    call: int,
+) -> None:
+    calculate, calls = EqnetCalculator._run, []
+
+    def stop(self, graph, sizes):
+        calls.append(sizes)
+        if len(calls) == call:
+            raise error
+        return calculate(self, graph, sizes)
+
+    monkeypatch.setattr(EqnetCalculator, "_run", stop)
+    named = isinstance(error, InputError)
+    argv = ["model.eqnet", "left.xyz", "right.xyz", "--images", "3", "--climb"]
+    assert run("neb", argv) == (2 if named else 130)
+    err = capsys.readouterr().err
+    if call == 1:
+        assert err == ("eqnet: error: out of memory\n" if named else "")
+        assert not Path("left_neb.xyz").exists()
+        return
+    assert err.endswith("out of memory; left_neb.xyz has the last good band\n" if named else "")
+    band = images("left_neb.xyz")
+    assert len(band) == 5
+    for atoms in band:
+        exact = by_hand(
+            atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, POTENTIAL, images=0
+        )
+        assert atoms.get_potential_energy() == pytest.approx(exact, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["left.xyz", "left.xyz"], "one structure"),
         (["left.xyz", "right.xyz", "--images", "0"], "--images must be at least 1"),
         (["left.xyz", "right.xyz", "--fmax", "0"], "--fmax must be a positive number"),
-        (["left.xyz", "right.xyz", "--output", "POSCAR"], "holds one structure"),
+        (
+            ["left.xyz", "right.xyz", "--output", "band.cif"],
+            "band.cif: end the name with .traj or .xyz",
+        ),
         (["left.xyz", "right.xyz", "--output", "right.xyz"], "would overwrite an input"),
         (["left.xyz", "right.xyz", "--relax_ends", "--steps", "1"], "left.xyz cannot be relaxed"),
     ],
