@@ -16,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import minimize_rotation_and_translation
 from ase.geometry import find_mic
+from ase.io.jsonio import encode
 from ase.mep import NEB, NEBTools
 from ase.utils.forcecurve import fit_images
 
@@ -46,7 +47,8 @@ def check_ends(start: Atoms, end: Atoms) -> None:
     """Refuse two structures between which there is no band.
 
     Raises:
-        InputError: they differ in atoms, in their order, in cell or boundary conditions.
+        InputError: they differ in atoms, in their order, in cell or boundary conditions; the end
+            has constraints, and others than the start.
     """
     if len(start) != len(end):
         raise InputError(f"the ends have {len(start)} and {len(end)} atoms; they must be the same")
@@ -64,6 +66,12 @@ def check_ends(start: Atoms, end: Atoms) -> None:
         )
     if np.abs(start.cell.array - end.cell.array)[start.pbc].max(initial=0.0) > 1e-8:
         raise InputError("the cells of the ends differ; a band of images has one cell")
+    rules = [sorted(encode(rule.todict()) for rule in atoms.constraints) for atoms in (start, end)]
+    if end.constraints and rules[0] != rules[1]:
+        raise InputError(
+            "the constraints of the ends differ, and a band has one set of them: give the end "
+            "those of the start, or none"
+        )
 
 
 def interpolate(

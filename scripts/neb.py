@@ -38,7 +38,7 @@ class NebOptions:
     start: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="START")]
     """Structure at the start, the last frame of any file ASE reads. Its constraints are kept."""
     end: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="END")]
-    """Structure at the end: the same atoms in the same order."""
+    """Structure at the end: the same atoms in the same order, and the constraints of START."""
     output: Annotated[str | None, default("START_neb.xyz", "FILE")] = None
     """The band, START and END among its images, with energies and forces: .xyz or .traj."""
     images: int = 7
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from eqnet.elastic_band import check_ends
 
     check_ends(*ends)
+    ends[1].set_constraint(ends[0].copy().constraints)  # END may have none
     calculator = EqnetCalculator(
         options.model,
         device=options.device,

@@ -74,7 +74,14 @@ def test_refusals() -> None:
     periodic.pbc = [True, False, False]
     strained = crystal.copy()
     strained.set_cell(1.01 * crystal.cell.array)
+    held, otherwise = water.copy(), water.copy()
+    held.set_constraint(FixAtoms([0]))
+    otherwise.set_constraint(FixAtoms([1]))
+    check_ends(held, water)  # pyright: ignore[reportArgumentType]
+    check_ends(held, held.copy())
     for start, end, message in [
+        (water, held, "the constraints of the ends differ"),
+        (held, otherwise, "the constraints of the ends differ"),
         (water, molecule("NH3"), "the ends have 3 and 4 atoms"),
         (water, swapped, "atom 0 is O at the start and H at the end"),
         (water, periodic, "they must be equal"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from morse import MODELS, by_hand, model_of, morse_potential
 
@@ -72,6 +73,22 @@ def test_not_converged_and_ends_that_are_no_minima(
     assert "left.xyz is no minimum" in err and "right.xyz is no minimum" in err
     assert "not relaxed to 0.05 eV/A within 2 steps" in err
     assert len(images("band.traj")) == 9
+
+
+def test_the_end_is_held_as_the_start_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left, right = images("left.xyz")[0], images("right.xyz")[0]
+    left.positions[:3, 2] = right.positions[:3, 2] = 0
+    left.set_constraint(FixAtoms([0, 1, 2]))
+    write("left.traj", left)
+    write("right.traj", right)
+    argv = ["model.eqnet", "left.traj", "right.traj", "--images", "1", "--relax_ends"]
+    assert run("neb", [*argv, "--output", "band.traj"]) == 0
+    for atoms in images("band.traj"):
+        np.testing.assert_array_equal(atoms.positions[:3], left.positions[:3])
+    right.set_constraint(FixAtoms([0]))
+    write("right.traj", right)
+    assert run("neb", [*argv, "--output", "other.traj"]) == 2
+    assert "the constraints of the ends differ" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [InputError("out of memory"), KeyboardInterrupt()])
