@@ -7,8 +7,10 @@ manifest. How many neighbours each atom has is counted at the first use of a cut
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -41,6 +43,7 @@ PER_ATOM: Layout = {"numbers": ("|u1", ()), "positions": ("<f8", (3,)), "forces"
 OFFSETS: Layout = {"offsets": ("<i8", ())}  # [F + 1], first atom of each frame, and A
 LAYOUT: Layout = {**PER_FRAME, **PER_ATOM, **OFFSETS}
 NEIGHBORS: Layout = {"counts": ("<i4", ()), "shortest": ("<f8", ())}  # [A], [F]
+READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class StoredFrames(Sequence[Frame]):
@@ -49,6 +52,7 @@ class StoredFrames(Sequence[Frame]):
     def __init__(self, folder: ArrayFolder) -> None:
         self.folder = folder
         self._types: list[str] = folder.manifest["config_types"]
+        self._neighbors: dict[float, ArrayFolder] = {}  # by cutoff
 
     def __len__(self) -> int:
         return self.folder.length("cell")
@@ -80,7 +84,9 @@ class StoredFrames(Sequence[Frame]):
 
     def sizes(self, cutoff: float) -> Sizes:
         """Numbers of neighbours, counted at the first use of a cutoff."""
-        found = _neighbors(self, cutoff)
+        if cutoff not in self._neighbors:
+            self._neighbors[cutoff] = _neighbors(self, cutoff)
+        found = self._neighbors[cutoff]
         counts = _Counts(found, self.folder)
         return Sizes(counts, found.rows("shortest", 0, len(self)))
 
@@ -193,24 +199,42 @@ def _neighbors(frames: StoredFrames, cutoff: float) -> ArrayFolder:
     """Counts of neighbours and shortest distances, from beside the store, or else made there."""
     path = frames.folder.path / f"neighbors-{float(cutoff)}"
     if not path.exists():
+        print(
+            f"{frames.folder.path}: counting neighbours within {cutoff:g} A in {len(frames):,} "
+            "structures, once for this cutoff",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             _count(frames, cutoff, path)
-        except OSError:  # read-only, or another process was faster
-            if not path.exists():
-                with TemporaryDirectory() as apart:  # mapped files outlive their names
-                    _count(frames, cutoff, Path(apart) / path.name)
-                    return ArrayFolder(Path(apart) / path.name, NEIGHBORS)
+        except OSError as error:
+            if error.errno in READ_ONLY:
+                return _count_apart(frames, cutoff)
+            if not path.exists():  # else another process was faster
+                raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     found = ArrayFolder(path, NEIGHBORS)
-    if (found.length("counts"), found.length("shortest")) != (
-        frames.folder.length("numbers"), len(frames)
-    ):  # fmt: skip
+    if found.manifest.get("store") != fingerprint(frames.folder.manifest):
         raise InputError(f"{path} is of another store: delete this folder")
     return found
 
 
+def _count_apart(frames: StoredFrames, cutoff: float) -> ArrayFolder:
+    """Counts for this process alone: mapped files outlive their names."""
+    try:
+        with TemporaryDirectory() as apart:
+            _count(frames, cutoff, Path(apart) / "neighbors")
+            return ArrayFolder(Path(apart) / "neighbors", NEIGHBORS)
+    except OSError as error:
+        raise InputError(
+            f"{frames.folder.path}: numbers of neighbours can be written neither beside this store "
+            f"nor in a temporary folder ({error.strerror}); set TMPDIR to a folder with room"
+        ) from None
+
+
 def _count(frames: StoredFrames, cutoff: float, path: Path) -> None:
-    with writing(path, NEIGHBORS) as (columns, _):
+    with writing(path, NEIGHBORS) as (columns, facts):
         for frame in frames:
             item = make_item(frame, range(1, 119), cutoff)
             columns["counts"].append(item.counts)
             columns["shortest"].append(item.shortest)
+        facts["store"] = fingerprint(frames.folder.manifest)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -225,43 +228,69 @@ def test_options_without_effect_and_absent_labels(file: Path) -> None:
         read("a.store", require=("energy", "forces"))
 
 
-def test_counts_of_neighbours_are_kept_and_checked(file: Path) -> None:
-    """Against distances of ASE; a second time from the disk; damaged ones are refused."""
+def assert_counts(frames: Sequence[Frame]) -> None:
+    """Numbers of neighbours within 4 A, against distances of ASE."""
+    items = items_of(frames, (1, 6, 8), 4.0)
+    for frame, counts in zip(frames, sizes_of(items).counts, strict=True):
+        centers = neighbor_list("i", to_atoms(frame), 4.0)
+        np.testing.assert_array_equal(counts, np.bincount(centers, minlength=len(frame)))
+
+
+def test_counts_of_neighbours_are_kept_and_checked(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second time from the disk; damaged ones and those of another store are refused."""
     build([file], "a.store", KEYS)
-    frames = read("a.store").frames
     counted, stamps = Path("a.store/neighbors-4.0/counts.npy"), set()
-    for _ in range(2):
-        items = items_of(frames, (1, 6, 8), 4)
-        for frame, counts in zip(frames, sizes_of(items).counts, strict=True):
-            centers = neighbor_list("i", to_atoms(frame), 4.0)
-            np.testing.assert_array_equal(counts, np.bincount(centers, minlength=len(frame)))
+    for told in (1, 0):
+        frames = read("a.store").frames
+        assert_counts(frames)
         stamps.add(counted.stat().st_mtime_ns)
+        assert capsys.readouterr().err.count("a.store: counting neighbours within 4 A") == told
     assert len(stamps) == 1
     part = items_of(Part(frames, [7, 2]), (1, 6, 8), 4.0)
     assert [len(item.frame) for item in part] == [len(frames[7]), len(frames[2])]
     np.testing.assert_array_equal(sizes_of(part).atoms(), [len(frames[7]), len(frames[2])])
+    moved = [to_atoms(frame) for frame in frames]
+    for atoms in moved:
+        atoms.positions *= 2
+    write("moved.xyz", moved, format="extxyz")
+    build(["moved.xyz"], "b.store")
+    shutil.copytree(counted.parent, "b.store/neighbors-4.0")
+    with pytest.raises(InputError, match=r"b\.store/neighbors-4\.0 is of another store: delete"):
+        items_of(read("b.store").frames, (1, 6, 8), 4.0)
     flip(counted)
     with pytest.raises(InputError, match=r"counts\.npy: cut short or changed"):
         items_of(read("a.store").frames, (1, 6, 8), 4.0)
 
 
 def test_a_store_that_cannot_be_written_serves_as_well(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Counted once, whatever the roles; a full disk is told, and is no read-only store."""
     build([file], "a.store", KEYS)
     frames = read("a.store").frames
     make = Path.mkdir
 
-    def refuse(path: Path, *args, **options) -> None:
-        if "a.store" in path.parts:
-            raise PermissionError(13, "Permission denied", str(path))
-        make(path, *args, **options)
+    def refuse(number: int, folders: str) -> None:
+        def mkdir(path: Path, *args, **options) -> None:
+            if folders in str(path):
+                raise OSError(number, os.strerror(number), str(path))
+            make(path, *args, **options)
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    counts = sizes_of(items_of(frames, (1, 6, 8), 4.0)).counts
-    monkeypatch.undo()
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+
+    refuse(errno.EROFS, "a.store")
+    for part in (frames, Part(frames, [1, 2]), Part(frames, [0, 3, 4])):
+        assert_counts(part)
     assert not list(Path("a.store").glob("neighbors*"))
-    assert sum(len(c) for c in counts) == sum(map(len, frames))
+    assert capsys.readouterr().err.count("counting") == 1
+    refuse(errno.EROFS, "neighbors")
+    with pytest.raises(InputError, match=r"neither beside .* \(Read-only .*set TMPDIR"):
+        items_of(read("a.store").frames, (1, 6, 8), 4.0)
+    refuse(errno.ENOSPC, "a.store")
+    with pytest.raises(InputError, match=r"neighbors-4\.0: cannot be written \(No space left"):
+        items_of(read("a.store").frames, (1, 6, 8), 4.0)
 
 
 # --------------------------------------------------------------------------------- training
