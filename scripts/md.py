@@ -8,6 +8,7 @@ eqnet md model.eqnet molecules.xyz --index : --replicas 4 --ensemble bussi
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     inputs, outputs = [options.model, options.structure], [*trajectories, log, state]
     check_outputs(outputs, inputs, overwrite=options.overwrite or options.restart)
+    _refuse_leftovers(output, trajectories)
     if options.restart and not state.is_file():
         raise InputError(f"{state}: no such restart file; begin without --restart")
     simulation = _prepare(options, structures)
@@ -216,6 +218,18 @@ def _numbered(path: Path, count: int) -> list[Path]:
         return [path]
     width = len(str(count - 1))
     return [path.with_stem(f"{path.stem}_{number:0{width}d}") for number in range(count)]
+
+
+def _refuse_leftovers(output: Path, trajectories: list[Path]) -> None:
+    """Trajectories of a run with more structures would look like some of this one."""
+    if len(trajectories) == 1:
+        return
+    numbered = re.compile(re.escape(output.stem) + r"_\d+" + re.escape(output.suffix))
+    for path in sorted(output.parent.glob("*")):
+        if numbered.fullmatch(path.name) and path not in trajectories:
+            raise InputError(
+                f"{path} is of a run with other structures; remove it or choose another --output"
+            )
 
 
 def _prepare(options: MdOptions, structures: list[Atoms]) -> Simulation:

@@ -16,6 +16,7 @@ from ase.io import read, write
 from morse import MODELS, model_of, morse_potential
 
 import eqnet.models
+from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
 from eqnet.scripts.md import main
@@ -133,6 +134,12 @@ def test_many_structures_move_as_they_do_alone(
         own = [row for row in log if row["structure"] == number]
         for row, single in zip(own, rows("alone.csv"), strict=True):
             assert {name: row[name] for name in single} == pytest.approx(single, abs=1e-7)
+
+
+def test_trajectories_of_other_structures_are_not_left_among_new_ones(folder: Path) -> None:
+    Path("ethanol_md_12.traj").touch()
+    with pytest.raises(InputError, match="ethanol_md_12.traj is of a run with other structures"):
+        main(["model.eqnet", "ethanol.xyz", "--replicas", "3", "--steps", "1", "--overwrite"])
 
 
 @pytest.mark.parametrize(
