@@ -99,13 +99,13 @@ def _of_mlip(group: Any) -> Atoms:
     from ase import Atoms
 
     atoms = Atoms(group["elements"][()], positions=group["positions"][()])
-    atoms.info |= {name: np.asarray(value)[()] for name, value in group.attrs.items()}
-    for name, dataset in group.items():
-        if name in ("elements", "positions"):
-            continue
-        value = dataset[()]
+    values = {name: np.asarray(value)[()] for name, value in group.attrs.items()}
+    values |= {k: v[()] for k, v in group.items() if k not in ("elements", "positions")}
+    for name, value in values.items():
+        # ASE's writers refuse what a calculator has a name for
+        key = f"REF_{name}" if name in ("energy", "forces", "stress") else name
         if np.ndim(value) and len(value) == len(atoms) and name != "stress":
-            atoms.set_array(name, value)
+            atoms.set_array(key, value)
         else:
-            atoms.info[name] = value
+            atoms.info[key] = value
     return atoms

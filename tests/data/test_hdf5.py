@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 
 from eqnet.data.labels import LabelRow
 from eqnet.data.read import read, read_images
@@ -74,12 +77,19 @@ def test_layout_of_mlip(tmp_path: Path) -> None:
             group["elements"] = [8, 1, 1][: len(positions)]
             group["positions"], group["forces"] = positions, forces
             group.attrs["energy"] = energy
+            group["stress"] = np.eye(3)
     data = read(tmp_path / "m.hdf5")
     for frame, (positions, energy, forces) in zip(data.frames, STRUCTURES, strict=True):
         np.testing.assert_array_equal(frame.positions, positions)
         np.testing.assert_array_equal(frame.forces, forces)
         assert frame.energy == energy and not frame.pbc.any()
-    assert isinstance(data.report.rows[0], LabelRow) and data.report.rows[0].key == "energy"
+    assert isinstance(data.report.rows[0], LabelRow) and data.report.rows[0].key == "REF_energy"
+    atoms = read_images(tmp_path / "m.hdf5")[1]
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.ones((3, 3)), stress=np.ones(6))
+    write(tmp_path / "answers.xyz", atoms, format="extxyz")
+    (found,) = ase.io.read(tmp_path / "answers.xyz", ":")
+    assert found.get_potential_energy() == 1.0 and found.info["REF_energy"] == STRUCTURES[1][1]
+    np.testing.assert_allclose(found.arrays["REF_forces"], STRUCTURES[1][2], atol=1e-7)
 
 
 def test_what_is_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
