@@ -76,6 +76,23 @@ def values_of(atoms: Atoms) -> Values:
     return found | {(ATOMS, k): v for k, v in arrays if k not in ("numbers", "positions")}
 
 
+def without_labels(atoms: Atoms) -> Atoms:
+    """The structure without labels under the names known here, REF_* and answers of models.
+
+    All else stays: momenta, constraints, config_type, weights, labels under names of one's own.
+    """
+    bare = atoms.copy()  # without the calculator
+    for group in (bare.info.get("data"), bare.info.get("key_value_pairs"), bare.info, bare.arrays):
+        if isinstance(group, dict):
+            for key in [key for key in group if _is_label(str(key))]:
+                del group[key]
+    return bare
+
+
+def _is_label(key: str) -> bool:
+    return key.startswith(("REF_", "eqnet_")) or any(key in keys for keys in WELL_KNOWN.values())
+
+
 class Seen:
     """Which labels some structures have, and where: all that the choice of labels needs of them.
 

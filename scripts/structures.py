@@ -14,52 +14,51 @@ if TYPE_CHECKING:
 XYZ = (".xyz", ".extxyz")
 
 
-def read_structure(file: str, index: int) -> Atoms:
-    """One structure of a file; negative indices count from the end.
-
-    Raises:
-        InputError: the file cannot be read, or has no such structure.
-    """
-    from eqnet.data.read import read_images, to_atoms
-    from eqnet.data.store import is_store, read_store
-
-    stored = read_store(file).frames if is_store(file) else None
-    images: Sequence[Any] = read_images(file) if stored is None else stored
-    if not -len(images) <= index < len(images):
-        raise InputError(
-            f"{file}: there is no frame {index}; it has {len(images)} (--index counts from 0)"
-        )
-    return images[index] if stored is None else to_atoms(stored[index])
-
-
 def read_structures(file: str, index: str) -> list[Atoms]:
-    """Some structures of a file, in its order.
+    """Some structures of a file, to be moved: without labels, which belong to where they were.
 
     Args:
-        file: any file that ASE reads.
+        file: any file that ASE reads, or a store, of which only these are read.
         index: one frame, '0' or '-1', or a slice as in Python, ':', '0:10', '::2'.
 
     Raises:
         InputError: the file cannot be read, or has no such structures; index is neither.
     """
-    from eqnet.data.read import read_images
+    from eqnet.data.label_choice import without_labels
+    from eqnet.data.read import read_images, to_atoms
+    from eqnet.data.store import is_store, read_store
 
+    chosen = _chosen(index)
+    stored = is_store(file)
+    images: Sequence[Any] = read_store(file).frames if stored else read_images(file)
+    total = len(images)
+    if isinstance(chosen, slice):
+        found = images[chosen]
+        if not len(found):
+            raise InputError(f"{file}: --index {index} takes none of its {total} frames")
+    elif -total <= chosen < total:
+        found = [images[chosen]]
+    else:
+        raise InputError(
+            f"{file}: there is no frame {chosen}; it has {total} (--index counts from 0)"
+        )
+    return [without_labels(to_atoms(image) if stored else image) for image in found]
+
+
+def _chosen(index: str) -> int | slice:
+    """What --index names."""
     parts = index.split(":")
     try:
-        bounds = [int(part) if part or len(parts) == 1 else None for part in parts]
-        frames = slice(*bounds)
+        if len(parts) == 1:
+            return int(index)
+        frames = slice(*(int(part) if part else None for part in parts))
         frames.indices(0)  # refuses a step of 0
     except (TypeError, ValueError):
         raise InputError(
             f"--index must be one frame, such as 0 or -1, or a slice, such as : for all, 0:10 or "
             f"::2, not {index!r}"
         ) from None
-    if len(parts) == 1:
-        return [read_structure(file, int(index))]
-    images = read_images(file)
-    if not images[frames]:
-        raise InputError(f"{file}: --index {index} takes none of its {len(images)} frames")
-    return images[frames]
+    return frames
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], *, overwrite: bool) -> None:
