@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,17 +37,23 @@ def build(
     by what all of them have. Tensors and other values than labels and weights are left out.
 
     Args:
-        files: whatever `read` reads; all must name their labels alike.
+        files: whatever `read` reads but stores; all must name their labels alike.
         target: folder of the store.
         keys: names of the labels, where they are not the usual ones.
         require: labels that at least one frame must have.
         overwrite: whether a store that is there is replaced.
 
     Raises:
-        InputError: as `read`; there is no label at all, or the folder is there.
-        OSError: it cannot be written.
+        InputError: as `read`; a file is a store, there is no label at all, or the folder is there.
+        OSError: the store cannot be written.
     """
     target, paths = Path(target), [Path(file) for file in files]
+    for path in paths:
+        if is_store(path):
+            raise InputError(
+                f"{path} is a store already; give the files that it was built from, which its "
+                "arrays.json names"
+            )
     _check_target(target, overwrite)
     before = _states(paths)
     reader = Reader(lambda: _images(paths), keys or Keys(), require, ", ".join(map(str, paths)))
@@ -66,7 +73,7 @@ def build(
         facts |= {
             "frames": report.num_frames,
             "atoms": columns["numbers"].length,
-            "sources": [{"file": str(path), "sha256": digest(path)} for path in paths],
+            "sources": [{"file": str(path), "sha256": _digest(path)} for path in paths],
             "labels": [asdict(row) for row in report.rows],
             "notes": report.notes,
             "unused": report.unused,
@@ -78,13 +85,31 @@ def build(
 
 def _images(paths: Sequence[Path]) -> Iterator[tuple[Atoms, str, int]]:
     for path in paths:
-        for index, atoms in enumerate(stream_images(path)):
-            yield atoms, str(path), index
+        with _reading(path):
+            for index, atoms in enumerate(stream_images(path)):
+                yield atoms, str(path), index
+
+
+def _digest(path: Path) -> str:
+    with _reading(path):
+        return digest(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """An error of a file that is read is not one of the store that is written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _states(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
     """Size and time of each file; `stream_images` says that one is missing."""
-    stats = [path.stat() if path.exists() else None for path in paths]
+    stats = []
+    for path in paths:
+        with _reading(path):
+            stats.append(path.stat() if path.exists() else None)
     return [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 

@@ -77,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True)
     console.print(label_table(report))
     for note in report.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
     size = sum(file.stat().st_size for file in Path(options.output).glob("*.npy"))
-    console.print(f"{options.output}: {report.num_frames:,} structures, {size / 1e6:,.1f} MB")
+    console.print(
+        f"{options.output}: {report.num_frames:,} structures, {size / 1e6:,.1f} MB", markup=False
+    )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from eqnet.data.elements import symbol
@@ -19,15 +20,14 @@ if TYPE_CHECKING:
 
 def label_table(report: LabelReport) -> Table:
     """Which key each label came from, how many there are and their range."""
-    table = Table(
-        title=f"labels of {report.file}, {report.num_frames} frames", title_justify="left"
-    )
+    title = escape(f"labels of {report.file}, {report.num_frames} frames")
+    table = Table(title=title, title_justify="left")
     for column in ("label", "key", "source", "frames", "lowest", "highest", "unit"):
         numeric = column in ("frames", "lowest", "highest")
         table.add_column(column, justify="right" if numeric else "left")
     for row in report.rows:
         low, high = f"{row.minimum:.6g}", f"{row.maximum:.6g}"
-        table.add_row(row.label, row.key, row.source, str(row.count), low, high, row.unit)
+        table.add_row(row.label, escape(row.key), row.source, str(row.count), low, high, row.unit)
     return table
 
 

@@ -178,6 +178,38 @@ def test_building_is_whole_or_not_at_all(file: Path) -> None:
     assert not (Path("a.store") / "stress.npy").exists() and not list(Path().glob(".a.store*"))
 
 
+def test_a_store_is_no_input_and_errors_of_inputs_are_theirs(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build([file], "a.store", KEYS)
+    (Path("a.store") / "cell.npy").unlink()  # a store is refused before it is opened
+    command = ["data", "build", "a.xyz", "--output", "b.store", "--energy_key", "my_energy"]
+    assert main([*command[:2], "a.store", *command[2:]]) == 2
+    assert "a.store is a store already; give the files" in capsys.readouterr().err
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    for name in ("stream_images", "digest", "writing"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"eqnet.data.build.{name}", lambda path, *_, **__: broken(path))
+            assert main(command) == 2
+        told = "b.store: cannot be written" if name == "writing" else "a.xyz: cannot be read"
+        assert f"{told} (Input/output error)" in capsys.readouterr().err
+    assert not list(Path().glob("*b.store*"))
+
+
+def test_names_with_brackets_are_printed_as_they_are(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.rename("[red]a.xyz")
+    target = "[bold]b.store"
+    command = ["data", "build", "[red]a.xyz", "--output", target, "--energy_key", "my_energy"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "\n[bold]b.store: 12 structures" in out and "labels of [red]a.xyz, 12 frames" in out
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
