@@ -13,6 +13,7 @@ from eqnet.data.frame import Frame, from_atoms
 from eqnet.data.label_choice import ATOMS, CALCULATOR, STRUCTURE, Values, values_of
 from eqnet.data.labels import finite_numbers
 from eqnet.data.read import read_images
+from eqnet.data.store import is_store
 from eqnet.errors import InputError
 
 Per = Literal["atom", "sum", "mean", "volume"]
@@ -94,9 +95,11 @@ def read_tensors(
         required: whether some structure must have each of the tensors.
 
     Raises:
-        InputError: no structure has one of the tensors, or a value is not such a tensor, or not
-            finite; a dipole of a periodic or charged structure.
+        InputError: no structure has one of the tensors, as in a store, or a value is not such a
+            tensor, or not finite; a dipole of a periodic or charged structure.
     """
+    if required and is_store(path):
+        raise InputError(f"{path}: a store keeps no tensors; give the files that it was built from")
     given = dict(keys or {})
     if unknown := set(given) - set(kinds):
         raise InputError(f"a key is given for {', '.join(sorted(unknown))}, which is not asked for")

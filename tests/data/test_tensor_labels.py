@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.io import write
 
 from eqnet.data.batches import Loader, make_items
+from eqnet.data.build import build
 from eqnet.data.tensor_labels import ELASTICITY, TENSORS, TensorKind, read_tensors, symmetrised
 from eqnet.errors import InputError
 
@@ -96,6 +97,16 @@ def test_a_periodic_dipole_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "w.xyz", atoms, format="extxyz")
     with pytest.raises(InputError, match="choice of the cell"):
         read_tensors(tmp_path / "w.xyz", kinds("dipole"))
+
+
+def test_a_store_keeps_no_tensors(tmp_path: Path) -> None:
+    """Refused where they are needed; its structures are read where they are not."""
+    write(tmp_path / "a.xyz", water(REF_energy=1.0, REF_dipole=np.ones(3)), format="extxyz")
+    build([tmp_path / "a.xyz"], tmp_path / "a.store")
+    with pytest.raises(InputError, match=r"a\.store: a store keeps no tensors; give the files"):
+        read_tensors(tmp_path / "a.store", kinds("dipole"))
+    (frame,) = read_tensors(tmp_path / "a.store", kinds("dipole"), required=False)
+    assert len(frame) == 3 and not frame.tensors
 
 
 def test_kinds_that_make_no_sense() -> None:
