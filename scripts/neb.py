@@ -142,6 +142,14 @@ def _find_path(
                 "the barrier counts from there (--relax_ends relaxes both ends first)",
                 file=sys.stderr,
             )
+    highest = int(band.energy.argmax())
+    if highest in (0, len(band.energy) - 1):
+        file = options.end if highest else options.start
+        print(
+            f"eqnet: warning: the highest image is {file}: there is no barrier between the ends, "
+            "or more --images are needed to see it",
+            file=sys.stderr,
+        )
     if not band.converged:
         print(
             f"eqnet: error: the band is not relaxed to {options.fmax} eV/A within {options.steps} "

@@ -64,6 +64,16 @@ def test_mirror_images(folder: Path, capsys: pytest.CaptureFixture[str], climb: 
     assert float(rows[-1][2]) == pytest.approx(energies[2] - energies[0], abs=1e-4)
 
 
+def test_an_end_that_is_higher_than_the_band(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    atoms = images("left.xyz")[0]
+    atoms.positions[3, 2] += 0.3
+    write("up.xyz", atoms, format="extxyz")
+    run("neb", ["model.eqnet", "left.xyz", "up.xyz", "--images", "3", "--steps", "60"])
+    assert "the highest image is up.xyz: there is no barrier" in capsys.readouterr().err
+
+
 def test_not_converged_and_ends_that_are_no_minima(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
