@@ -29,20 +29,25 @@ def read_structures(file: str, index: str) -> list[Atoms]:
     from eqnet.data.store import is_store, read_store
 
     chosen = _chosen(index)
-    stored = is_store(file)
-    images: Sequence[Any] = read_store(file).frames if stored else read_images(file)
+    if is_store(file):
+        images = [to_atoms(frame) for frame in _take(read_store(file).frames, chosen, file, index)]
+    else:
+        images = _take(read_images(file), chosen, file, index)
+    return [without_labels(atoms) for atoms in images]
+
+
+def _take(images: Sequence[Any], chosen: int | slice, file: str, index: str) -> Sequence[Any]:
+    """Those that --index names, at least one."""
     total = len(images)
     if isinstance(chosen, slice):
-        found = images[chosen]
-        if not len(found):
+        if not len(images[chosen]):
             raise InputError(f"{file}: --index {index} takes none of its {total} frames")
-    elif -total <= chosen < total:
-        found = [images[chosen]]
-    else:
+        return images[chosen]
+    if not -total <= chosen < total:
         raise InputError(
             f"{file}: there is no frame {chosen}; it has {total} (--index counts from 0)"
         )
-    return [without_labels(to_atoms(image) if stored else image) for image in found]
+    return [images[chosen]]
 
 
 def _chosen(index: str) -> int | slice:

@@ -87,7 +87,7 @@ def test_layout_of_mlip(tmp_path: Path) -> None:
     atoms = read_images(tmp_path / "m.hdf5")[1]
     atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.ones((3, 3)), stress=np.ones(6))
     write(tmp_path / "answers.xyz", atoms, format="extxyz")
-    (found,) = ase.io.read(tmp_path / "answers.xyz", ":")
+    (found,) = ase.io.iread(tmp_path / "answers.xyz", ":")
     assert found.get_potential_energy() == 1.0 and found.info["REF_energy"] == STRUCTURES[1][1]
     np.testing.assert_allclose(found.arrays["REF_forces"], STRUCTURES[1][2], atol=1e-7)
 
