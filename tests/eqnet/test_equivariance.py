@@ -158,6 +158,7 @@ def test_sentences() -> None:
 
 
 # three validated structures are soon left behind, by a model that changes with the orientation
+@pytest.mark.slow  # trains and reopens a model by every command
 @pytest.mark.filterwarnings("ignore::eqnet.errors.OutOfDomain")
 def test_a_run_with_a_low_rank_says_so_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

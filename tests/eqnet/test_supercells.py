@@ -112,7 +112,7 @@ def check(predict, seed: int) -> None:
     assert abs(repeated - forces[:n]).max() < 1e-10 * largest
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31))
 def test_supercells(predict, seed: int) -> None:
     check(predict, seed)

@@ -122,6 +122,7 @@ def test_ops_on_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert Path(files[2]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # compiles every node product and power
 @pytest.mark.filterwarnings("ignore:jax.scipy.special.lpmn_values:DeprecationWarning")
 def test_ops_on_nodes_and_powers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "ops.csv"
