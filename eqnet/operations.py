@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 _ONE_EACH = {
     "add", "sub", "mul", "div", "neg", "max", "min", "abs", "exp", "exp2", "log", "log1p", "expm1",
@@ -35,7 +36,9 @@ def count_by(
     part: Callable[[str], str], function: Callable[..., Any], *arguments: Any
 ) -> dict[str, int]:
     """The same, by the part that an operation belongs to, which its scopes (`name`) tell."""
-    return dict(_of(jax.make_jaxpr(function)(*arguments).jaxpr, part, ""))
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # XLA leaves out what nobody uses
+    return dict(_of(used, part, ""))
 
 
 def _of(jaxpr: Jaxpr, part: Callable[[str], str], outer: str) -> Counter[str]:

@@ -31,8 +31,18 @@ def test_loops_conditions_and_what_is_done_again() -> None:
     def kept(x: jax.Array) -> jax.Array:
         return (x @ x @ x).sum()
 
-    plain, again = (count(jax.grad(f), a[0]) for f in (kept, jax.checkpoint(kept)))
+    plain, again = (count(jax.value_and_grad(f), a[0]) for f in (kept, jax.checkpoint(kept)))
     assert plain < again <= plain + 2 * once
+
+
+def test_what_nobody_uses_does_not_count() -> None:
+    def function(x: jax.Array) -> jax.Array:
+        def step(sums: tuple, _: None) -> tuple:
+            return (sums[0] + 1, sums[1] + x @ x), None
+
+        return jax.lax.scan(step, (0.0, x), None, length=10)[0][0]
+
+    assert count(function, jnp.ones((4, 4))) == 10
 
 
 def test_complex_numbers_and_convolutions() -> None:
