@@ -19,17 +19,13 @@ import tyro
 
 from eqnet.errors import InputError
 from eqnet.files import replacing
+from eqnet.model_options import default
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from eqnet.data.read import Dataset, Frame
     from eqnet.evaluation import Answer
-
-
-def _default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option that is off, or found in the file."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -40,24 +36,24 @@ class EvaluateOptions:
     """Model file, as `eqnet train` writes it."""
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """Structures with labels: extxyz, anything ASE reads, or a store (eV, angstrom)."""
-    json: Annotated[str | None, _default("none", "FILE")] = None
+    json: Annotated[str | None, default("none", "FILE")] = None
     """Write the errors here."""
-    output: Annotated[str | None, _default("none", "FILE")] = None
+    output: Annotated[str | None, default("none", "FILE")] = None
     """Write the structures here as extxyz, with their labels (REF_*) and the answers eqnet_energy,
     eqnet_forces and eqnet_stress."""
-    report: Annotated[str | None, _default("none", "FOLDER")] = None
+    report: Annotated[str | None, default("none", "FOLDER")] = None
     """Write plots and report.html into this folder."""
-    energy_key: Annotated[str | None, _default("found", "KEY")] = None
+    energy_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the energy in the file."""
-    forces_key: Annotated[str | None, _default("found", "KEY")] = None
+    forces_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the forces in the file."""
-    stress_key: Annotated[str | None, _default("found", "KEY")] = None
+    stress_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the stress in the file (ASE sign, eV/A^3)."""
-    virials_key: Annotated[str | None, _default("found", "KEY")] = None
+    virials_key: Annotated[str | None, default("found", "KEY")] = None
     """Name of the virials in the file (eV)."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision on the device."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
     batch_size: int = 32
     """Most structures at a time; fewer where they are large."""

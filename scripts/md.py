@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from eqnet.errors import InputError
+from eqnet.model_options import default
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -30,11 +31,6 @@ TEMPERATURE = 300.0  # K
 NOISY = ("langevin", "bussi")  # ensembles with random numbers
 
 
-def _default(text: str, metavar: str) -> Any:
-    """How `--help` shows an option whose default depends on others."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
-
-
 @dataclass(frozen=True)
 class MdOptions:
     """Molecular dynamics of any structure at constant energy, temperature or pressure."""
@@ -43,7 +39,7 @@ class MdOptions:
     """Model file, as `eqnet train` writes it."""
     structure: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STRUCTURE")]
     """Structure to begin with: any file ASE reads. Atoms fixed by FixAtoms stay where they are."""
-    output: Annotated[str | None, _default("STRUCTURE_md.traj", "FILE")] = None
+    output: Annotated[str | None, default("STRUCTURE_md.traj", "FILE")] = None
     """Trajectory: .traj (ASE) or .xyz; energies and temperature go to the same name with .csv.
     Several structures get a file each, with their number: STRUCTURE_md_0.traj ..."""
     index: str = "-1"
@@ -55,33 +51,33 @@ class MdOptions:
     """nve: constant energy, velocity Verlet. Constant temperature: langevin, BAOAB; bussi,
     stochastic velocity rescaling; nose_hoover, a chain. npt: constant temperature and pressure,
     Martyna-Tobias-Klein."""
-    steps: Annotated[int | None, _default(f"{STEPS}", "INT")] = None
+    steps: Annotated[int | None, default(f"{STEPS}", "INT")] = None
     """Number of steps."""
-    time_ps: Annotated[float | None, _default("by steps", "FLOAT")] = None
+    time_ps: Annotated[float | None, default("by steps", "FLOAT")] = None
     """Length in picoseconds, instead of steps."""
     time_step: float = 0.5
     """Time step in fs."""
-    temperature: Annotated[float | None, _default(f"{TEMPERATURE}", "FLOAT")] = None
+    temperature: Annotated[float | None, default(f"{TEMPERATURE}", "FLOAT")] = None
     """Temperature in K: of the initial velocities, and of the thermostat."""
-    friction: Annotated[float | None, _default("0.01 with langevin", "FLOAT")] = None
+    friction: Annotated[float | None, default("0.01 with langevin", "FLOAT")] = None
     """Friction of the thermostat in 1/fs."""
-    thermostat_time: Annotated[float | None, _default("100 but with langevin", "FLOAT")] = None
+    thermostat_time: Annotated[float | None, default("100 but with langevin", "FLOAT")] = None
     """Damping time of the thermostat in fs."""
-    chain_length: Annotated[int | None, _default("3 with nose_hoover, npt", "INT")] = None
+    chain_length: Annotated[int | None, default("3 with nose_hoover, npt", "INT")] = None
     """Links of the Nose-Hoover chain."""
-    pressure: Annotated[float | None, _default("0 with npt", "FLOAT")] = None
+    pressure: Annotated[float | None, default("0 with npt", "FLOAT")] = None
     """Pressure in GPa."""
-    barostat_time: Annotated[float | None, _default("1000 with npt", "FLOAT")] = None
+    barostat_time: Annotated[float | None, default("1000 with npt", "FLOAT")] = None
     """Damping time of the cell in fs."""
     cell: Annotated[
         Literal["isotropic", "anisotropic"] | None,
-        _default("isotropic with npt", "{isotropic,anisotropic}"),
+        default("isotropic with npt", "{isotropic,anisotropic}"),
     ] = None
     """What the pressure changes: isotropic, the volume; anisotropic, the shape of the cell too."""
     velocities: Literal["draw", "file"] = "draw"
     """draw: Maxwell-Boltzmann velocities of exactly the temperature, but with langevin without
     total momentum (and, for molecules, without angular momentum); file: those of STRUCTURE."""
-    seed: Annotated[int | None, _default("0", "INT")] = None
+    seed: Annotated[int | None, default("0", "INT")] = None
     """Seed of velocities and thermostat; of the structure with number s it is seed + s."""
     traj_interval: int = 20
     """Steps between frames of the trajectory."""
@@ -95,7 +91,7 @@ class MdOptions:
     """CPU cores that share the atoms; worth it from a hundred atoms on."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the model; motion and energies are float64 always."""
-    device: Annotated[str | None, _default("JAX's choice", "{cpu,gpu,...}")] = None
+    device: Annotated[str | None, default("JAX's choice", "{cpu,gpu,...}")] = None
     """Device to run on."""
     restart: bool = False
     """Go on with a run that was stopped, or make it longer: the same command, --steps or --time_ps
