@@ -7,7 +7,6 @@ used, so that features keep unit variance per component and one learning rate fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, displacements
-from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped, spherical_irreps
-from eqnet.so3 import HIGHEST, spherical_harmonics
+from eqnet.irreps import Irrep, Irreps, IrrepsArray, regrouped
+from eqnet.so3 import HIGHEST
 
 # 1 / sqrt(E[silu(z)^2]), z ~ N(0, 1); digits of the Monte-Carlo estimate that e3nn uses, so that
 # weights trained there mean the same function here (the exact value is 1.67653).
@@ -243,39 +242,3 @@ def lengths_of(graph: AtomGraph, r_max: float, p: int) -> tuple[jax.Array, jax.A
     distance = jnp.linalg.norm(vectors, axis=-1)
     envelope = polynomial_cutoff(distance, r_max, p)
     return vectors, distance, envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
-
-
-@partial(jax.checkpoint, static_argnums=(1, 2, 3, 4, 5))
-@jax.named_scope("edges")
-def _edge_features(
-    graph: AtomGraph, l_max: int, r_max: float, num_basis: int, p: int, sign: int
-) -> tuple[IrrepsArray, jax.Array]:
-    vectors, distance, envelope = lengths_of(graph, r_max, p)
-    harmonics = spherical_harmonics(l_max, sign * vectors / distance[..., None])
-    directions = IrrepsArray.from_blocks(
-        spherical_irreps(l_max), [block[..., None] for block in harmonics]
-    )
-    return directions, bessel(distance, r_max, num_basis) * envelope[..., None]
-
-
-def edge_features(
-    graph: AtomGraph, l_max: int, r_max: float, num_basis: int, p: int, *, sign: int = 1
-) -> tuple[IrrepsArray, jax.Array]:
-    """What every edge tells a convolution: its direction and its length.
-
-    Made again in the backward pass: it costs little, and what is made on the way would be a third
-    of all memory.
-
-    Args:
-        graph: atoms and neighbours.
-        l_max: highest degree of the spherical harmonics.
-        r_max: cutoff in angstrom.
-        num_basis: Bessel functions.
-        p: order of the polynomial cutoff.
-        sign: 1 for directions from the centre to the neighbour, -1 for the opposite ones.
-
-    Returns:
-        Spherical harmonics [R, K, (l_max + 1)^2, 1] and the radial basis [R, K, num_basis], which
-        is zero in slots without an edge.
-    """
-    return _edge_features(graph, l_max, r_max, num_basis, p, sign)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps, IrrepsArray, add, regrouped, spherical_irreps, with_channels
-from eqnet.layers import MLP, Linear, edge_features, one_hot, select, silu
+from eqnet.layers import MLP, Linear, one_hot, select, silu
 from eqnet.ops import (
     choose_convolution,
     choose_methods,
@@ -30,7 +30,8 @@ from eqnet.ops import (
     node_power,
     refuse_idle_bracket,
 )
-from eqnet.ops.blocks import atoms_in_blocks
+from eqnet.ops.blocks import rows_in_blocks
+from eqnet.ops.edge_features import edge_features
 from eqnet.ops.product import NodePower
 from eqnet.ops.radial import RadialNetwork
 
@@ -274,5 +275,5 @@ class MACE(nnx.Module):
         x = IrrepsArray(Irreps(f"{embedding.shape[1]}x0e"), select(embedding, chosen))
         for interaction, product in zip(self.interactions, self.products, strict=True):
             messages = interaction.messages(x, harmonics, basis, graph)
-            x = atoms_in_blocks(partial(_update, interaction, product), messages, x, chosen)
+            x = rows_in_blocks(partial(_update, interaction, product), messages, x, chosen)
             yield x

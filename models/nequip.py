@@ -33,13 +33,13 @@ from eqnet.layers import (
     MLP,
     Gate,
     Linear,
-    edge_features,
     one_hot,
     select,
     silu,
 )
 from eqnet.norms import LayerNorm
 from eqnet.ops import choose_convolution, edge_product, method_name, refuse_idle_bracket
+from eqnet.ops.edge_features import edge_features
 from eqnet.ops.radial import RadialNetwork
 
 

@@ -32,10 +32,11 @@ _SHARE, _EVERYWHERE = PartitionSpec(ROWS), PartitionSpec()
 # devices have no such caches, and many small steps would cost more than the memory.
 EDGES_AT_A_TIME = {"cpu": 128}
 OTHER_EDGES_AT_A_TIME = 2**17
-# Atoms worked on at a time where there are more than MANY_PARTS times as many: what a layer makes
-# of each by itself, 50 kB with 64 channels, would be most of the memory.
-ATOMS_AT_A_TIME = {"cpu": 128}
-OTHER_ATOMS_AT_A_TIME = 2**14
+# Rows (atoms, or the neighbours of one) worked on at a time where there are more than MANY_PARTS
+# times as many: what a layer makes of each atom by itself, 50 kB with 64 channels, would be most of
+# the memory, and what harmonics are made from a sixth.
+ROWS_AT_A_TIME = {"cpu": 128}
+OTHER_ROWS_AT_A_TIME = 2**14
 MANY_PARTS = 32
 
 
@@ -76,19 +77,20 @@ def step_by_step(function: Callable[..., T], blocks: Any, kept: Sequence[str] = 
     return jax.lax.map(jax.checkpoint(function, prevent_cse=False, policy=policy), blocks)
 
 
-def atoms_in_blocks(function: Callable[..., T], *operands: Any) -> T:
-    """`function(*operands)` of atoms, [N, ...] -> [N, ...]; of many atoms, a few at a time.
+def rows_in_blocks(function: Callable[..., T], *operands: Any) -> T:
+    """`function(*operands)`, row by row, [R, ...] -> [R, ...]; of many rows, a few at a time.
 
     What it makes on the way is then made again in the backward pass, so that memory does not grow
     with it. On a core that takes no more time: a part stays in the cache.
     """
-    atoms = jax.tree.leaves(operands)[0].shape[0]
-    size = ATOMS_AT_A_TIME.get(platform(), OTHER_ATOMS_AT_A_TIME)
-    if atoms <= MANY_PARTS * size:
+    rows = jax.tree.leaves(operands)[0].shape[0]
+    size = ROWS_AT_A_TIME.get(platform(), OTHER_ROWS_AT_A_TIME)
+    if rows <= MANY_PARTS * size:
         return function(*operands)
-    blocks = jax.tree.map(lambda v: _cut(v, size, -atoms % size), operands)
+    # repeated at the end: a row of zeros may have no finite value
+    blocks = jax.tree.map(lambda v: _cut(v, size, -rows % size, mode="edge"), operands)
     values = step_by_step(lambda some: function(*some), blocks)
-    return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:atoms], values)
+    return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:rows], values)
 
 
 def neighbors_in_blocks(
@@ -265,8 +267,8 @@ def _block_size(num_rows: int, width: int) -> int:
     return min(candidates, key=lambda size: (-num_rows % size, abs(size - wanted)))
 
 
-def _cut(values: jax.Array, size: int, padding: int) -> jax.Array:
-    """[R, ...] -> [blocks, size, ...], zeros at the end."""
+def _cut(values: jax.Array, size: int, padding: int, mode: str = "constant") -> jax.Array:
+    """[R, ...] -> [blocks, size, ...]; the end is filled up as `jnp.pad` does, with zeros."""
     if padding:
-        values = jnp.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1))
+        values = jnp.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1), mode=mode)
     return values.reshape((-1, size, *values.shape[1:]))

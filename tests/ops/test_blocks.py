@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from graphs import Structure, make_graph
 
 from eqnet.graph import AtomGraph
 from eqnet.ops import blocks
-from eqnet.ops.blocks import atoms_in_blocks, messages_in_blocks
+from eqnet.ops.blocks import messages_in_blocks, rows_in_blocks
+from eqnet.ops.edge_features import edge_features
 
 WIDTH = 5
 
@@ -64,9 +67,9 @@ def test_messages_and_their_derivatives(slots: int) -> None:
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * scale)
 
 
-def test_many_atoms_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "MANY_PARTS", 2)
-    monkeypatch.setattr(blocks, "ATOMS_AT_A_TIME", {"cpu": 4})
+    monkeypatch.setattr(blocks, "ROWS_AT_A_TIME", {"cpu": 4})
     rng = np.random.default_rng(0)
     with jax.enable_x64():
         x, y = jnp.asarray(rng.normal(size=(11, 3))), jnp.asarray(rng.normal(size=(11, 2)))
@@ -78,6 +81,24 @@ def test_many_atoms_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def values(by):
             return jax.value_and_grad(energy, (0, 1, 2))(x, y, matrix, by)
 
-        ours, expected = values(atoms_in_blocks), values(lambda function, *some: function(*some))
-        assert "scan" in str(jax.make_jaxpr(lambda x: energy(x, y, matrix, atoms_in_blocks))(x))
+        ours, expected = values(rows_in_blocks), values(lambda function, *some: function(*some))
+        assert "scan" in str(jax.make_jaxpr(lambda x: energy(x, y, matrix, rows_in_blocks))(x))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), ours, expected)
+
+
+def test_edges_of_many_atoms_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part is filled up with edges that have a direction too."""
+    positions = np.random.default_rng(0).uniform(0, 6, (20, 3))
+    graph = make_graph([Structure(np.full(20, 8), positions, np.zeros((3, 3)))], (8,), 4.0)
+    weights = jnp.arange(16.0)
+
+    def total(positions: jax.Array) -> jax.Array:
+        harmonics, basis = edge_features(replace(graph, positions=positions), 3, 4.0, 8, 5)
+        return jnp.sum(jnp.sin(harmonics.array * weights)) + jnp.sum(basis**2)
+
+    with jax.enable_x64(), jax.debug_nans(True):
+        expected = jax.value_and_grad(total)(jnp.asarray(positions))
+        monkeypatch.setattr(blocks, "MANY_PARTS", 1)
+        monkeypatch.setattr(blocks, "ROWS_AT_A_TIME", {"cpu": 7})
+        ours = jax.value_and_grad(total)(jnp.asarray(positions))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), ours, expected)
