@@ -46,6 +46,8 @@ class ModelBenchOptions:
     """Structures: any file ASE reads. Labels are used by the training, if there are any."""
     index: int = 0
     """Which frame of the file gets energy and forces, from 0."""
+    repeat: Annotated[tuple[int, int, int] | None, default("as it is", "INT INT INT")] = None
+    """Copies of that frame along its three cell vectors, for a larger structure."""
     batch_size: int = 5
     """Structures of a step of training, the first of the file; 0 to leave the training out."""
     models: Annotated[str | None, default("that of --model", "NAME,NAME")] = None
@@ -102,13 +104,14 @@ def main(argv: Sequence[str]) -> int:
     frames = read(file, require=()).frames
     if not -len(frames) <= options.index < len(frames):
         raise InputError(f"{file}: there is no frame {options.index}; it has {len(frames)}")
+    frame = _repeated(frames[options.index], options.repeat)
     cases = _cases(options, frames)
     interpreters = bench_rival_models.interpreters(options.rivals, cases[0])
     console = wide_console()
     machine = measure_machine(options.dtype)
     console.print(machine_line(machine), markup=False, highlight=False)
     work = bench.Work(
-        frames[options.index],
+        frame,
         frames[: options.batch_size],
         options.dtype,
         options.seconds,
@@ -161,6 +164,21 @@ def _check_model(options: ModelBenchOptions) -> None:
         raise InputError("--presets has no effect without --models: add it, such as --models mace")
     outputs = {name: getattr(options, name) for name in ("csv", "json")}
     check_outputs(outputs, SUFFIXES)
+
+
+def _repeated(frame: Frame, copies: tuple[int, int, int] | None) -> Frame:
+    """The structure so many times along its cell vectors, without labels."""
+    from eqnet.data.frame import from_atoms, to_atoms
+
+    if copies is None:
+        return frame
+    for axis, number in enumerate(copies):
+        if number < 1:
+            raise InputError(f"--repeat must be positive numbers of copies, not {number}")
+        if number > 1 and not frame.cell[axis].any():
+            raise InputError(f"{frame.name}: --repeat needs a cell vector {axis + 1}: leave it 1")
+    larger = to_atoms(frame).repeat(copies)
+    return from_atoms(larger, file=frame.file, index=frame.index)
 
 
 def _cases(options: ModelBenchOptions, frames: Sequence[Frame]) -> list[Case]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.io import write
 from flax import nnx
 
 from eqnet import model_file
@@ -65,6 +67,8 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model", "--structures", "none.xyz"], "none.xyz: there is no such file"),
         (["model", "--batch_size", "-1"], "--batch_size must not be negative"),
         (["model", "--index", "100000"], "there is no frame 100000; it has"),
+        (["model", "--repeat", "0", "1", "1"], "--repeat must be positive numbers of copies, not 0"),
+        (["model", "--repeat", "1", "2", "1"], "--repeat needs a cell vector 2"),
         (["model", "--products", "gant"], "there is no product 'gant'; there is clebsch_gordan"),
         (["model", "--methods", "quick"], "no product here has a method 'quick'; there is"),
         (["model", "--product", "gaunt", "--products", "gaunt"], "say the same thing twice"),
@@ -189,6 +193,14 @@ def test_auto_says_what_it_chose(
     words = ["--methods", "auto", "--batch_size", "0", "--seconds", "0.05"]
     assert run("bench", ["model", *SMALL, *words]) == 0
     assert "auto (so2; trees)" in capsys.readouterr().out
+
+
+def test_a_larger_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "copper.xyz", bulk("Cu", cubic=True))
+    words = ["--structures", str(tmp_path / "copper.xyz"), "--repeat", "1", "2", "3"]
+    words += ["--r_max", "3", "--batch_size", "0", "--seconds", "0.05"]
+    assert run("bench", ["model", *SMALL, *words]) == 0
+    assert "copper.xyz, frame 0: 24 atoms, 288 edges" in capsys.readouterr().out
 
 
 def test_training_of_a_model(tmp_path: Path) -> None:
