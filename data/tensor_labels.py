@@ -24,8 +24,8 @@ class TensorKind:
     """A tensor that structures or their atoms have.
 
     Attributes:
-        symmetry: of its indices: 'i' a vector, 'ij' any matrix, 'ij=ji' a symmetric one,
-            'ijkl=jikl=ijlk=klij' an elasticity tensor. Each index is a polar vector's.
+        symmetry: of its indices: '' a scalar, 'i' a vector, 'ij' any matrix, 'ij=ji' a symmetric
+            one, 'ijkl=jikl=ijlk=klij' an elasticity tensor. Each index is a polar vector's.
         per: 'atom' for one of each atom, else one of a structure: the sum over atoms of what the
             model gives them, its mean, or its sum divided by the volume.
         unit: for people.
@@ -72,6 +72,7 @@ CHARGES = "charges times positions are a vector 'i' that is summed over atoms"
 
 #: What is known by name; the key of a file is this name or REF_ before it, unless one is given.
 TENSORS = {
+    "charges": TensorKind("", "atom", "e", zero_sum=True),
     "dipole": TensorKind("i", "sum", "e A", charges=True),
     "polarizability": TensorKind("ij=ji", "sum", "e A^2/V"),
     "born_effective_charges": TensorKind("ij", "atom", "e", zero_sum=True),
@@ -159,14 +160,17 @@ def check_structure(kind: TensorKind, frame: Frame, name: str) -> None:
 
     Raises:
         InputError: a sum of charges times positions where there are periodic images or a total
-            charge (`charge` of the structure), as it depends on the origin; a tensor per volume
-            where there is none.
+            charge (`charge` of the structure), as it depends on the origin; charges that do not add
+            up to zero; a tensor per volume where there is none.
     """
     where = f"{frame.name}: {name}"
     if kind.charges and frame.pbc.any():
         raise InputError(f"{where} of a periodic structure depends on the choice of the cell")
-    if kind.charges and float(frame.info.get("charge", 0.0)):
+    charge = float(frame.info.get("charge", 0.0))
+    if kind.charges and charge:
         raise InputError(f"{where} of a structure with a charge depends on the origin")
+    if kind.zero_sum and not kind.shape and charge:
+        raise InputError(f"{where} are made to add up to zero, but the structure has a charge")
     if kind.per == "volume" and not frame.volume:
         raise InputError(f"{where} is per volume, but the structure is not periodic in all axes")
 

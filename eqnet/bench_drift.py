@@ -12,24 +12,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-
 from eqnet import model_file
 from eqnet.bench_model import peak_rss
 from eqnet.bench_probe import read_options
-from eqnet.data.frame import Frame, to_atoms
 from eqnet.device import computing, find_device
+from eqnet.energy_drift import measure
 from eqnet.errors import InputError
 from eqnet.experiment import prepare
-from eqnet.options import RunOptions
-from eqnet.potential import Potential
 from eqnet.run_folder import RunFolder, write
-from eqnet.simulate import MAX_BLOCK, Simulation, Unstable
-from eqnet.trajectory import LOUD, drift
-from eqnet.velocities import draw_velocities
-
-TEMPERATURE = 300.0  # K, of the velocities at the start
-SEED = 0  # of these velocities
 
 
 def main(config: str, answer: str, ps: str, time_step: str) -> int:
@@ -43,10 +33,13 @@ def main(config: str, answer: str, ps: str, time_step: str) -> int:
             potential = model_file.load(
                 path, dtype=dtype, method=options.model.method, verify=False
             )
-        found = measure(potential, frame, options.run, float(ps), float(time_step))
+        found = measure(
+            potential, frame, float(ps), time_step=float(time_step), dtype=dtype, device=device
+        )
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    found |= {**asked(float(ps), float(time_step)), "peak_rss_mb": peak_rss() / 1e6}
     write(Path(answer), json.dumps(found, indent=1) + "\n")
     return 0
 
@@ -54,54 +47,6 @@ def main(config: str, answer: str, ps: str, time_step: str) -> int:
 def asked(ps: float, time_step: float) -> dict[str, float]:
     """The part of an answer that says what was asked."""
     return {"asked_ps": ps, "time_step_fs": time_step}
-
-
-def measure(
-    potential: Potential, frame: Frame, run: RunOptions, ps: float, time_step: float
-) -> dict[str, Any]:
-    """Velocity Verlet at constant energy from one structure, with velocities of 300 K.
-
-    Args:
-        potential: the model.
-        frame: structure at the start.
-        run: precision and device.
-        ps: length of the simulation in picoseconds.
-        time_step: fs.
-
-    Returns:
-        drift_mev_per_atom_ps: slope of the straight line through the total energy, None where the
-        simulation is unstable; unstable: why (it could not go on, or the energy is not conserved),
-        or None; fluctuation_mev_per_atom: standard deviation from the line; steps, the last one;
-        temperature_k, its mean; structure; peak_rss_mb: most memory of this process; and `asked`.
-    """
-    atoms, device = to_atoms(frame), find_device(run.device)
-    draw_velocities(atoms, TEMPERATURE, SEED, conserving=True)
-    simulation = Simulation(
-        potential, atoms, time_step=time_step, dtype=run.default_dtype, device=device
-    )
-    blocks, unstable = [], None
-    try:
-        for block in simulation.run(round(1000 * ps / time_step), frame_interval=MAX_BLOCK):
-            blocks.append(block)
-    except Unstable as error:
-        unstable = str(error)
-    steps, energy, kinetic = (
-        np.concatenate([getattr(block, name) for block in blocks] or [np.zeros(0)])
-        for name in ("step", "conserved", "kinetic")
-    )
-    slope, noise = drift(steps * time_step, energy, len(atoms)) if len(steps) else (0.0, 0.0)
-    if unstable is None and noise > LOUD:
-        unstable = f"the energy fluctuates by {noise:.0f} meV/atom"
-    return {
-        **asked(ps, time_step),
-        "structure": frame.name,
-        "steps": int(steps[-1]) if len(steps) else 0,
-        "unstable": unstable,
-        "drift_mev_per_atom_ps": None if unstable else slope,
-        "fluctuation_mev_per_atom": noise,
-        "temperature_k": float(simulation.temperature(kinetic).mean()) if len(steps) else 0.0,
-        "peak_rss_mb": peak_rss() / 1e6,
-    }
 
 
 def columns(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

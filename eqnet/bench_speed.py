@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 from eqnet import model_file
-from eqnet.bench_drift import TEMPERATURE
 from eqnet.bench_model import Case, Inference, Work
 from eqnet.data.frame import Frame, to_atoms
 from eqnet.device import computing, find_device
+from eqnet.energy_drift import TEMPERATURE
 from eqnet.ops.timing import take_turns
 from eqnet.options import RunOptions
 from eqnet.potential import Potential

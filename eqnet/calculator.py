@@ -21,6 +21,7 @@ from ase.calculators.calculator import (
 )
 from flax import nnx
 
+from eqnet.atomic_stress import virials
 from eqnet.committee import (
     VARIANCES,
     Member,
@@ -28,6 +29,7 @@ from eqnet.committee import (
     check_members,
     open_member,
     results_of,
+    voigt,
     warn_outside,
 )
 from eqnet.compiled_programs import keep_compiled_programs
@@ -65,7 +67,8 @@ class EqnetCalculator(Calculator):
     Units and signs are ASE's: eV, eV/angstrom, and stress = dE/dstrain / V in eV/angstrom^3, in
     Voigt order xx yy zz yz xz xy. `energy` (equal to `free_energy`) is summed over atoms in
     float64, whatever `dtype` is. Stress exists for structures that are periodic in all three
-    directions; the cell is not looked at along other directions.
+    directions; the cell is not looked at along other directions. `stresses` [n, 6] are its parts,
+    computed when they are asked for, see `eqnet.atomic_stress`.
 
     One object serves any sequence of structures: sizes are rounded up a ladder, so that a handful
     of compilations (`compilations`) covers them. A lock makes it usable from several threads. It
@@ -97,7 +100,7 @@ class EqnetCalculator(Calculator):
             that give other numbers than where the model was trained.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
     ignored_changes = {"initial_charges", "initial_magmoms"}
 
     def __init__(
@@ -187,7 +190,9 @@ class EqnetCalculator(Calculator):
 
         with computing(self.device, double=self.dtype == "float64", what="a program"):
             self._predict = program(predict)
-            self._hessian = program(partial(hessian, [graphdef for graphdef, _ in split]))
+            graphdefs = [graphdef for graphdef, _ in split]
+            self._hessian = program(partial(hessian, graphdefs))
+            self._virials = program(partial(virials, graphdefs))
         self._forget()
 
     def _put(self, values: Any) -> Any:
@@ -225,11 +230,13 @@ class EqnetCalculator(Calculator):
             if self.atoms is None:
                 raise InputError("the calculator was given no structure")
             frame = from_atoms(self.atoms)
-            if "stress" in properties:
+            if {"stress", "stresses"} & set(properties):
                 check_volume(frame)
             (answer,) = self.answers([frame])
             if isinstance(answer, InputError):
                 raise answer
+            if "stresses" in properties:
+                answer["stresses"] = self._stresses(frame)
             self.results = answer | self._tensors_of(frame, properties)
 
     def answers(self, frames: Sequence[Frame]) -> list[dict[str, Any] | InputError]:
@@ -247,7 +254,8 @@ class EqnetCalculator(Calculator):
             try:
                 found = self._numbers(frames)
             except InputError:
-                reasons = [self._list.trouble(frame) for frame in frames]
+                with self._computing(frames):
+                    reasons = [self._list.trouble(frame) for frame in frames]
                 if not any(reasons):
                     raise
                 pairs = zip(frames, reasons, strict=True)
@@ -292,6 +300,14 @@ class EqnetCalculator(Calculator):
             return {}
         return predict(model, [frame], batch_size=1, dtype=self.dtype, device=self.device)[0]
 
+    def _stresses(self, frame: Frame) -> np.ndarray:
+        """[n, 6] eV/angstrom^3, which add up to the stress; see `eqnet.atomic_stress`."""
+        with self._computing([frame]):
+            graph = self._at([frame])
+            with within(self._mesh):
+                found = jax.device_get(self._virials(self._weights, graph))
+        return voigt(np.array(found[: len(frame)], np.float64)) / frame.volume
+
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy by positions, [n, 3, n, 3] in eV/angstrom^2, float64.
 
@@ -304,7 +320,7 @@ class EqnetCalculator(Calculator):
                 raise InputError("the calculator was given no structure")
             frame = from_atoms(atoms)
             n = len(frame)
-            with computing(self.device, double=self.dtype == "float64", what=f"{n} atoms"):
+            with self._computing([frame]):
                 graph = self._at([frame])
                 with within(self._mesh):
                     rows = jax.device_get(self._hessian(self._weights, graph))
@@ -315,12 +331,16 @@ class EqnetCalculator(Calculator):
     def _numbers(self, frames: Sequence[Frame]) -> list[list[Found]]:
         """Each member's energies of atoms, forces and, if all axes are periodic, stress."""
         sizes = [len(frame) for frame in frames]
-        with computing(self.device, double=self.dtype == "float64", what=f"{sum(sizes)} atoms"):
+        with self._computing(frames):
             found = self._run(self._at(frames), sizes)
         return [
             numbers if frame.pbc.all() else [member._replace(stress=None) for member in numbers]
             for frame, numbers in zip(frames, found, strict=True)
         ]
+
+    def _computing(self, frames: Sequence[Frame]) -> Any:
+        double = self.dtype == "float64"
+        return computing(self.device, double=double, what=lambda: self._list.size_of(frames))
 
     def _at(self, frames: Sequence[Frame]) -> AtomGraph:
         """The graph of structures on the device, from the list in use if that will do."""
@@ -440,6 +460,7 @@ class EqnetCalculator(Calculator):
             "_weights",
             "_predict",
             "_hessian",
+            "_virials",
             "_tensor_model",
             "_compiled",
             "_graph",

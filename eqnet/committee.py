@@ -77,7 +77,7 @@ def results_of(members: Sequence[Member], frame: Frame, found: Sequence[Found]) 
         parts.append(numbers.node_energy + constants[species])
     each: dict[str, Any] = {"energy": energies, "forces": [numbers.forces for numbers in found]}
     if found[0].stress is not None:
-        each["stress"] = [_voigt(numbers.stress) for numbers in found if numbers.stress is not None]
+        each["stress"] = [voigt(numbers.stress) for numbers in found if numbers.stress is not None]
     results = {name: np.mean(values, axis=0) for name, values in each.items()}
     if len(members) > 1:
         for name, values in each.items():
@@ -89,9 +89,9 @@ def results_of(members: Sequence[Member], frame: Frame, found: Sequence[Found]) 
     return results | _trust(members, species, found)
 
 
-def _voigt(stress: np.ndarray) -> np.ndarray:
-    """Six numbers in the order xx yy zz yz xz xy."""
-    return stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+def voigt(stress: np.ndarray) -> np.ndarray:
+    """[..., 3, 3] -> [..., 6], in the order xx yy zz yz xz xy."""
+    return stress[..., [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
 
 def _trust(

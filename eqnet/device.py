@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,14 +20,34 @@ from eqnet.ops.blocks import ROWS
 
 Device = Any  # jax.Device, which is no type to type checkers
 PRECISIONS = ("float32", "float64")
+_home: int | None = None  # the process that computes
+
+
+def _compute_here() -> None:
+    """From now on a fork of this process cannot use its devices, and this one must be no such fork.
+
+    Raises:
+        InputError: it is.
+    """
+    global _home
+    if _home is None:
+        _home = os.getpid()
+    if _home != os.getpid():
+        raise InputError(
+            "this process was forked from one that had computed with JAX, whose threads a fork "
+            "does not have: use spawn, as in multiprocessing.get_context('spawn'), or fork before "
+            "anything is computed"
+        )
 
 
 def find_device(device: str | Device | None) -> Device:
     """A device from None (JAX's default), a name ('cpu', 'gpu', 'cuda:1', 'tpu') or itself.
 
     Raises:
-        InputError: there is no such device here; a CPU never stands in for a GPU.
+        InputError: there is no such device here; a CPU never stands in for a GPU. Or the process
+            was forked from one that had computed, and would wait for its threads forever.
     """
+    _compute_here()
     if isinstance(device, jax.Device):
         return device
     if device is None:
@@ -109,24 +130,28 @@ def find_dtype(dtype: str) -> np.dtype:
 
 
 @contextmanager
-def computing(device: Device, *, double: bool, what: str) -> Iterator[None]:
+def computing(device: Device, *, double: bool, what: str | Callable[[], str]) -> Iterator[None]:
     """Calculations inside run on `device`, with 64-bit types if `double`, for this thread only.
 
     Args:
         device: where.
         double: whether float64 exists inside; arrays keep the types they have.
-        what: words for the size of the task, used when memory runs out.
+        what: words for the size of the task, or what makes them, used when memory runs out.
 
     Raises:
-        InputError: the device ran out of memory.
+        InputError: the device ran out of memory; or the process is a fork, as in `find_device`.
     """
+    _compute_here()
     try:
         with jax.default_device(device), jax.enable_x64(double):
             yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        where = "the host" if isinstance(error, MemoryError) else f"{device.platform}:{device.id}"
+        task = what if isinstance(what, str) else what()
+        reason = (str(error).splitlines() or ["no more memory"])[0][:200]
         raise InputError(
-            f"{device.platform}:{device.id} ran out of memory for {what}; use a smaller skin, "
-            f"float32, fewer atoms or a larger device ({str(error).splitlines()[0][:200]})"
+            f"{where} ran out of memory for {task}; use a smaller skin, float32, fewer atoms or a "
+            f"larger device ({reason})"
         ) from None

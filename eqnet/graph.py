@@ -42,6 +42,7 @@ class AtomGraph:
     reverse: Array  # [R, K] flat slot of the edge (j, i)
     atom_mask: Array  # [N]
     structure_mask: Array  # [G]
+    strain: Array | None = None  # [N, 3, 3] of the edges of each centre, see `eqnet.atomic_stress`
 
     @property
     def num_atoms(self) -> int:
@@ -171,12 +172,13 @@ def displacements(graph: AtomGraph) -> jax.Array:
     positions = jnp.asarray(graph.positions)
     centers = gather_centers(positions, graph)
     cell = gather_centers(jnp.asarray(graph.cell)[graph.structure], graph)
-    image = jnp.einsum(
-        "rki,rij->rkj",
-        jnp.asarray(graph.shifts).astype(positions.dtype),
-        cell,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    shifts = jnp.asarray(graph.shifts).astype(positions.dtype)
+    image = jnp.einsum("rki,rij->rkj", shifts, cell, precision=jax.lax.Precision.HIGHEST)
     vectors = gather_neighbors(positions, graph) + image - centers[:, None, :]
+    if graph.strain is not None:
+        local = gather_centers(graph.strain, graph)
+        vectors = vectors + jnp.einsum(
+            "rki,rij->rkj", vectors, local, precision=jax.lax.Precision.HIGHEST
+        )
     constant = jnp.array([0.0, 1.0, 0.0], positions.dtype)
     return jnp.where(jnp.asarray(graph.neighbor_mask)[..., None], vectors, constant)

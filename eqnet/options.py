@@ -155,6 +155,10 @@ class RunOptions:
     """End (or begin the second stage) after so many epochs without a better validation loss."""
     eval_interval: int = 1
     """Epochs between validations."""
+    drift_ps: float = 0.0
+    """Picoseconds of dynamics at constant energy after the training, from the first validation
+    structure at 300 K: results.json, the report and the model file then say how its energy drifts.
+    0 for none."""
     checkpoint_interval: float = 60.0
     """Seconds between checkpoints; the numbers of a resumed run do not depend on it."""
     default_dtype: Literal["float32", "float64"] = "float32"
@@ -231,7 +235,8 @@ _POSITIVE = {
 _NOT_NEGATIVE = {
     "energy_weight", "forces_weight", "stress_weight", "stage_two_energy_weight",
     "stage_two_forces_weight", "stage_two_stress_weight", "weight_decay", "clip_grad",
-    "warmup_steps", "checkpoint_interval", "num_test", "max_L", "max_ell", "m_max", "seed",
+    "warmup_steps", "checkpoint_interval", "drift_ps", "num_test", "max_L", "max_ell", "m_max",
+    "seed",
 }  # fmt: skip
 _FRACTION = {"valid_fraction", "test_fraction", "ema_decay", "lr_factor", "lr_scheduler_gamma"}
 _CLOSED_FRACTION = {"lr_final"}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eqnet import metrics, model_file
+from eqnet import energy_drift, metrics, model_file
 from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
 from eqnet.data.part import take
@@ -58,9 +58,22 @@ def finish(
         test, answers = take(test, kept), [answers[i] for i in kept]
     errors = metrics.errors(test, answers)
     facts = {"methods": methods_of(best.model), **_facts(experiment, outcome)}
+    summary = {}
+    if run.drift_ps and outcome.complete:
+        tell(f"simulating {run.drift_ps:g} ps at constant energy")
+        facts["nve"] = energy_drift.measure(
+            best,
+            experiment.frames["valid"][0],
+            run.drift_ps,
+            dtype=run.default_dtype,
+            device=run.device,
+        )
+        summary["Conservation of energy"] = energy_drift.sentence(facts["nve"])
+        tell(summary["Conservation of energy"])
     equivariance = _save(folder.best_model, best, experiment, {**facts, "test": errors})
     last = problem.with_weights(outcome.last)
-    _save(folder.last_model, last, experiment, {**facts, "test": {}})
+    others = {name: fact for name, fact in facts.items() if name != "nve"}  # of the best weights
+    _save(folder.last_model, last, experiment, {**others, "test": {}})
     validation = _validation(outcome)
     told = sentence(equivariance, errors.get("forces_rmse", validation.get("forces_rmse")))
     if not is_rounding(equivariance):
@@ -72,7 +85,7 @@ def finish(
         answers=answers,
         errors=errors,
         config=experiment.options.flat(),
-        summary={"Equivariance": told, **_summary(experiment, facts)},
+        summary={"Equivariance": told, **summary, **_summary(experiment, facts)},
     )
     results = {**errors, "equivariance": equivariance, "validation": validation, **facts}
     if lost:

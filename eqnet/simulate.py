@@ -237,7 +237,7 @@ class Simulation:
         return jax.device_put(tree, everywhere(self._mesh, self.device))
 
     def _computing(self) -> Any:
-        return computing(self.device, double=True, what=f"{self.num_atoms} atoms")
+        return computing(self.device, double=True, what=lambda: self._list.size_of(self._frames))
 
     def _one(self, values: Any) -> Any:
         """Values [..., S], without the last axis for a single structure."""

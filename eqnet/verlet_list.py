@@ -64,6 +64,13 @@ class VerletList:
         self.offset = np.zeros((0, 3))
         self.frames: list[Frame] = []
 
+    def size_of(self, frames: Sequence[Frame]) -> str:
+        """Atoms and, if they are known, edges of structures, in words."""
+        words = f"{sum(map(len, frames))} atoms"
+        if self.graph is None or not self.frames:  # no list has been made
+            return words
+        return f"{words} and {int(self.graph.neighbor_mask.sum())} edges"
+
     def covers(self, *frames: Frame) -> bool:
         """Whether the list serves for `frames`: every pair within the cutoff, and not too roomy."""
         holds_all = len(frames) == len(self.frames) and all(

@@ -77,7 +77,10 @@ def turned(graph: AtomGraph, frames: jax.Array) -> AtomGraph:
     of_atoms = frames[jnp.asarray(graph.structure)]
     positions = jnp.einsum("nai,ni->na", of_atoms, jnp.asarray(graph.positions), precision=HIGHEST)
     cell = jnp.einsum("gai,gci->gca", frames, jnp.asarray(graph.cell), precision=HIGHEST)
-    return replace(graph, positions=positions, cell=cell)
+    strain = graph.strain
+    if strain is not None:
+        strain = jnp.einsum("nai,nij,nbj->nab", of_atoms, strain, of_atoms, precision=HIGHEST)
+    return replace(graph, positions=positions, cell=cell, strain=strain)
 
 
 def average(

@@ -102,7 +102,8 @@ def cartesian_basis(symmetry: str) -> tuple[Irreps, np.ndarray]:
     """The irreps of Cartesian tensors with index symmetries, and an orthonormal basis of them.
 
     Args:
-        symmetry: as 'ij=ji' (symmetric), 'ij=-ji', 'ijk', 'ijkl=jikl=ijlk=klij' (elasticity).
+        symmetry: as 'ij=ji' (symmetric), 'ij=-ji', 'ijk', 'ijkl=jikl=ijlk=klij' (elasticity); ''
+            for a scalar.
 
     Returns:
         irreps, and [3, ..., 3, irreps.dim] in ir_mul order.
@@ -111,6 +112,8 @@ def cartesian_basis(symmetry: str) -> tuple[Irreps, np.ndarray]:
         ValueError: more than four indices.
     """
     rank = len(symmetry.split("=")[0])
+    if not rank:
+        return Irreps("1x0e"), np.ones(1)
     if rank > HIGHEST_RANK:
         raise ValueError(f"'{symmetry}' has {rank} indices; up to {HIGHEST_RANK} are supported")
     letters: dict[str, Any] = {letter: "1o" for letter in symmetry if letter.isalpha()}

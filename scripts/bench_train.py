@@ -79,6 +79,7 @@ DECIDED = {
     "max_minutes": "--minutes",
     "start_stage_two": "--minutes",
     "patience": "--minutes",
+    "drift_ps": "--nve_ps",
 }
 BY_PRODUCTS = {"product": "--products", "node_product": "--products", **DECIDED}
 BY_MODELS = {"model": "--models", **DECIDED}

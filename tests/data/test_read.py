@@ -310,7 +310,7 @@ def test_weights_multiply(tmp_path):
     assert frame.config_type == "warm"
 
 
-@pytest.mark.parametrize("name", ["a.traj", "a.db", "a.json", "a.xyz"])
+@pytest.mark.parametrize("name", ["a.traj", "a.db", "a.aselmdb", "a.json", "a.xyz"])
 def test_other_formats_of_ase(tmp_path, name):
     images = []
     for k in range(3):

@@ -128,7 +128,7 @@ def assert_same_frame(one: Frame, other: Frame) -> None:
         assert getattr(one, name) == getattr(other, name)
 
 
-@pytest.mark.parametrize("name", ["a.traj", "a.db", "b.xyz.gz"])
+@pytest.mark.parametrize("name", ["a.traj", "a.db", "a.aselmdb", "b.xyz.gz"])
 def test_other_formats_and_several_files(file: Path, name: str) -> None:
     plain = small_run.frames(5)
     write("w.xyz", [to_atoms(frame) for frame in plain], format="extxyz")

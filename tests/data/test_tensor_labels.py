@@ -81,6 +81,7 @@ def test_voigt_matrix_is_an_elasticity_tensor(tmp_path: Path) -> None:
         ("dipole", {}, "no structure has REF_dipole or dipole"),
         ("dipole", {"REF_dipole": [1.0, 2.0]}, r"has shape \(2,\), \(3,\) is wanted"),
         ("dipole", {"REF_dipole": [0.0, 1.0, 0.0], "charge": 1}, "depends on the origin"),
+        ("charges", {"charges": np.arange(3.0), "charge": -1}, "are made to add up to zero"),
         ("polarizability", {"polarizability": np.arange(9.0)}, "does not have the symmetry"),
         ("elasticity", {"elasticity": np.eye(6)}, "not periodic"),
     ],

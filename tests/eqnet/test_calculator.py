@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import jax
@@ -367,10 +370,32 @@ def test_a_full_device_is_a_sentence_and_no_end(monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(calculator, "_predict", full)
-        words = "cpu:0 ran out of memory for 9 atoms; use a smaller skin, .* 9876543 bytes"
+        words = (
+            "cpu:0 ran out of memory for 9 atoms and 70 edges; use a smaller skin, .* 9876543 bytes"
+        )
         with pytest.raises(InputError, match=words):
             atoms.get_potential_energy()
     assert atoms.get_potential_energy() == pytest.approx(energy_of(atoms), rel=1e-12)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+def test_memory_that_is_really_full(single: EqnetCalculator) -> None:
+    """Address space for a small structure, and not for 32,000 atoms."""
+    small, large = crystal(), bulk("Cu", cubic=True) * (20, 20, 20)
+    large.numbers[:] = 8
+    small.calc = large.calc = single
+    energy = small.get_potential_energy()
+    with Path("/proc/self/status").open() as file:
+        (used,) = [1024 * int(line.split()[1]) for line in file if line.startswith("VmSize")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, hard))
+    try:
+        with pytest.raises(InputError, match="ran out of memory for .* use a smaller skin"):
+            large.get_potential_energy()
+        small.positions += 1e-9
+        assert small.get_potential_energy() == pytest.approx(energy, abs=1e-6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_very_far(single: EqnetCalculator) -> None:
@@ -506,6 +531,32 @@ def test_a_new_process_takes_a_used_calculator(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(energy, abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_says_that_it_cannot_compute(calc: EqnetCalculator) -> None:
+    """JAX's threads stay with the parent: without the sentence the child would wait forever."""
+    water = molecule("H2O")
+    water.calc = calc
+    energy = water.get_potential_energy()
+    out, into = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of forks
+        child = os.fork()
+    if not child:
+        try:
+            water.rattle(0.1)
+            water.get_potential_energy()
+        except InputError as error:
+            os.write(into, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    os.waitpid(child, 0)
+    with os.fdopen(out) as answer:
+        assert "use spawn" in answer.read()
+    calc.results = {}
+    assert water.get_potential_energy() == energy
 
 
 def test_optimiser(calc: EqnetCalculator) -> None:

@@ -33,12 +33,14 @@ def water(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(folder: Path, name: str, number: int, epochs: int) -> list[subprocess.Popen]:
+def start(
+    folder: Path, name: str, number: int, epochs: int, file: str = "water.xyz"
+) -> list[subprocess.Popen]:
     """The processes of a run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = ["train", "water.xyz", *OPTIONS, "--name", name, "--max_num_epochs", str(epochs)]
+    command = ["train", file, *OPTIONS, "--name", name, "--max_num_epochs", str(epochs)]
     processes = []
     for i in range(number):
         words = [*command, "--coordinator", f"localhost:{port}"]
@@ -72,6 +74,17 @@ def test_two_processes_are_one(water: Path) -> None:
     assert history(water, "two")[-1]["step"] == 51
     check_same(water, "one", "two", 17)
     assert (water / "runs" / "two" / "two.eqnet").is_file()
+
+
+def test_two_processes_share_a_store(water: Path) -> None:
+    """Each reads its part of it; both count the neighbours of a cutoff that is new to the store."""
+    assert main(["train", "water.xyz", *OPTIONS, "--name", "one", "--max_num_epochs", "4"]) == 0
+    assert main(["data", "build", "water.xyz", "--output", "water.store"]) == 0
+    for process in start(water, "two", 2, 4, "water.store"):
+        assert process.wait() == 0, (water / "two.0.out").read_text()
+    check_same(water, "one", "two", 4)
+    (counted,) = [path for path in (water / "water.store").iterdir() if path.is_dir()]
+    assert "3" in counted.name  # the cutoff
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def apply(turn: np.ndarray, tensor: np.ndarray, rank: int) -> np.ndarray:
 )
 def test_tensors_turn_with_the_structure(make: Callable) -> None:
     """Rotation and reflection, 1e-10; symmetric, positive; padding is zero."""
-    names = ["polarizability", "dipole"]
+    names = ["polarizability", "dipole", "charges"]
     if make is nequip:
         names += ["born_effective_charges", "elasticity"]
     model = tensor_model(make, names)
@@ -149,6 +149,13 @@ def test_born_charges_obey_the_sum_rule() -> None:
     found = answers(model, molecule(), crystal())["born_effective_charges"]
     assert np.abs(found[:4].sum(0)).max() < 1e-13 and np.abs(found[4:7].sum(0)).max() < 1e-13
     assert np.abs(found[:7]).max() > 0.1 and not found[7:].any()
+
+
+def test_charges_add_up_to_zero() -> None:
+    model = tensor_model(mace, ["charges"])
+    found = answers(model, molecule(), crystal())["charges"]
+    assert found.shape == (9,) and np.abs(found[:7]).min() > 1e-3 and not found[7:].any()
+    assert abs(found[:4].sum()) < 1e-14 and abs(found[4:7].sum()) < 1e-14
 
 
 def test_supercell_has_the_same_density_and_twice_the_sum() -> None:

@@ -67,7 +67,10 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         (["model", "--structures", "none.xyz"], "none.xyz: there is no such file"),
         (["model", "--batch_size", "-1"], "--batch_size must not be negative"),
         (["model", "--index", "100000"], "there is no frame 100000; it has"),
-        (["model", "--repeat", "0", "1", "1"], "--repeat must be positive numbers of copies, not 0"),
+        (
+            ["model", "--repeat", "0", "1", "1"],
+            "--repeat must be positive numbers of copies",
+        ),
         (["model", "--repeat", "1", "2", "1"], "--repeat needs a cell vector 2"),
         (["model", "--products", "gant"], "there is no product 'gant'; there is clebsch_gordan"),
         (["model", "--methods", "quick"], "no product here has a method 'quick'; there is"),

@@ -12,31 +12,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import small_run
-from ase import units
 from ase.io import write
-from ase.md.verlet import VelocityVerlet
-from flax import nnx
 
-from eqnet import bench_drift, bench_jobs
+from eqnet import bench_jobs
 from eqnet import bench_train as comparison
 from eqnet.bench_jobs import Job, Running, share_cores, work_off
 from eqnet.bench_train import Work, fix_split, rows, train_all
 from eqnet.bench_variants import ModelVariant, ProductVariant, read_models, read_products
-from eqnet.calculator import EqnetCalculator
 from eqnet.data.frame import to_atoms
 from eqnet.errors import InputError
 from eqnet.experiment import prepare
 from eqnet.model_options import ModelOptions
-from eqnet.models import MACE, MODELS, MACEConfig
-from eqnet.options import RunOptions, TrainOptions, check, resolve_choices
-from eqnet.potential import Potential
+from eqnet.models import MODELS
+from eqnet.options import TrainOptions, check, resolve_choices
 from eqnet.run_folder import read_yaml
 from eqnet.scripts import bench_train, run
 from eqnet.scripts.command_line import from_file
-from eqnet.velocities import draw_velocities
 
 TINY = (
     "--num_channels 2 --max_L 0 --max_ell 1 --num_interactions 1 --radial_MLP 4 "
@@ -140,49 +133,6 @@ def test_models_train_with_their_presets(tmp_path: Path, monkeypatch: pytest.Mon
     assert done == []
     train_all(variants, dataclasses.replace(work, nve_ps=2.0))  # another length, the same trainings
     assert [name.split(".")[-1] for name in done] == ["bench_drift"] * 3
-
-
-def test_drift_of_a_simulation() -> None:
-    """Against ASE's velocity Verlet with the calculator, and numpy's straight line."""
-    frame = small_run.frames(1)[0]
-    elements = tuple(sorted({int(z) for z in frame.numbers}))
-    config = MACEConfig(
-        elements,
-        r_max=3.0,
-        num_channels=2,
-        max_L=0,
-        max_ell=0,
-        correlation=1,
-        num_interactions=1,
-        radial_MLP=(4,),
-    )
-    potential = Potential(
-        MACE(config, rngs=nnx.Rngs(0)),
-        elements=elements,
-        cutoff=config.r_max,
-        atomic_energies=[-1.0] * len(elements),
-        scale=[0.3] * len(elements),
-        shift=[0.5] * len(elements),
-    )
-    found = bench_drift.measure(potential, frame, RunOptions(), 0.02, 0.5)
-    atoms = to_atoms(frame)
-    draw_velocities(atoms, 300.0, 0, conserving=True)
-    atoms.calc = EqnetCalculator(potential)
-    energies = [atoms.get_total_energy()]
-    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
-    for _ in range(40):
-        verlet.run(1)
-        energies.append(atoms.get_total_energy())
-    time_ps = 0.0005 * np.arange(41)
-    line = np.polyfit(time_ps, 1000 * np.array(energies) / len(atoms), 1)
-    rest = 1000 * np.array(energies) / len(atoms) - np.polyval(line, time_ps)
-    assert found["steps"] == 40 and found["unstable"] is None
-    assert found["fluctuation_mev_per_atom"] == pytest.approx(rest.std(), rel=0.02)
-    assert found["drift_mev_per_atom_ps"] == pytest.approx(line[0], rel=0.02)
-
-    long_steps = bench_drift.measure(potential, frame, RunOptions(), 20.0, 50.0)
-    assert long_steps["drift_mev_per_atom_ps"] is None
-    assert long_steps["unstable"]
 
 
 def test_a_comparison_and_the_same_command_again(

@@ -26,6 +26,7 @@ from ase.io import write
 from rich.console import Console
 
 from eqnet.data.frame import to_atoms
+from eqnet.model_file import read_info
 from eqnet.options import TrainOptions, check
 from eqnet.progress import Progress
 from eqnet.scripts import main
@@ -47,7 +48,7 @@ def water(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "water.xyz", *TINY, "--max_num_epochs", "3"]
+    command = ["train", "water.xyz", *TINY, "--max_num_epochs", "3", "--drift_ps", "0.01"]
     assert main(command) == 0
     out = capsys.readouterr().out
     run = Path("runs/water")
@@ -63,6 +64,8 @@ def test_from_a_file_to_a_model_and_back(water: Path, capsys: pytest.CaptureFixt
     assert results["num_structures"] == 4 and results["complete"]
     assert results["equivariance"]["declared"] == 0
     assert "Equivariant to rounding" in (run / "report.html").read_text(encoding="utf-8")
+    assert results["nve"]["steps"] == 20 and not results["nve"]["unstable"]
+    assert read_info(run / "water.eqnet")["training"]["nve"] == results["nve"]
     check_results(results, run)
     valid = json.loads((run / "data.json").read_text())["split"]["valid"]["frames"]
     assert f"water.eqnet water.xyz --index {valid[0]} --temp" in out.replace("\n", " ")

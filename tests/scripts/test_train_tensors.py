@@ -24,13 +24,15 @@ MODEL = "--model nequip --num_channels 4 --max_L 1 --max_ell 1 --num_interaction
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Water that is turned and shaken, with the dipole of point charges."""
+    """Water that is turned and shaken; point charges and their dipole, charges by bond lengths."""
     rng, images = np.random.default_rng(0), []
     for _ in range(40):
         positions = np.array([[0.0, 0.0, 0.0], [0.76, 0.59, 0.0], [-0.76, 0.59, 0.0]])
         positions = (positions + rng.normal(0, 0.05, (3, 3))) @ random_rotation(rng).T
         atoms = Atoms("OHH", positions)
         atoms.info["dipole"] = [CHARGES[z] for z in atoms.numbers] @ positions
+        bonds = atoms.get_distances(0, [1, 2])
+        atoms.arrays["charges"] = np.array([-bonds.sum(), *bonds])
         images.append(atoms)
     path = tmp_path_factory.mktemp("water") / "water.xyz"
     write(path, images)
@@ -59,6 +61,21 @@ def test_trained_dipoles(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         tensors.main(f"{out}/fit.eqnet {data} --output {answers}".split())
 
 
+def test_trained_charges(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Charges that are the lengths of the bonds, in ASE."""
+    words = f"{data} {data} --target charges --out {tmp_path}/q {MODEL} --max_num_epochs 30"
+    assert train_tensors.main(words.split()) == 0
+    model, naive = (float(x) for x in re.findall(r"relative ([\d.]+) %", capsys.readouterr().out))
+    assert model < 1 and naive > 2
+    water = next(iread(data))
+    labels = water.get_charges()  # ASE takes the columns for a calculator's
+    path = tmp_path / "q" / "q.eqnet"
+    water.calc = EqnetCalculator(emt_potential(), dtype="float64", tensors=path)
+    charges = water.get_charges()
+    assert charges.shape == (3,) and abs(charges.sum()) < 1e-5
+    np.testing.assert_allclose(charges, labels, atol=0.02)
+
+
 def check_calculator(path: Path, images: list[Atoms]) -> None:
     """The dipole as a property in ASE, after a pickle too, beside a potential for the energy."""
     calculator = EqnetCalculator(emt_potential(), dtype="float64", tensors=path)
@@ -75,7 +92,7 @@ def check_calculator(path: Path, images: list[Atoms]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--target dipoles", "there is no target dipoles; there are dipole"),
+        ("--target dipoles", "there is no target dipoles; there are charges, dip"),
         ("--target polarizability", "no structure has REF_polarizability or polarizability"),
         ("--target dipole --model tensornet", "tensornet gives no tensors; there are"),
     ],
