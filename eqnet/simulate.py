@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
-from eqnet.data.frame import from_atoms
 from eqnet.device import (
     Device,
     computing,
@@ -37,7 +33,7 @@ from eqnet.device import (
     shared_cores,
     within,
 )
-from eqnet.ensembles import CONSERVING, Cell, Ensemble, ensemble_options, make_integrator
+from eqnet.ensembles import Cell, Ensemble, ensemble_options, make_integrator
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.integrators import (
@@ -49,10 +45,10 @@ from eqnet.integrators import (
     run_block,
     start,
 )
-from eqnet.motion import State, make_bodies
+from eqnet.motion import State
 from eqnet.potential import Potential
+from eqnet.simulated_structures import Structures, joined
 from eqnet.trajectory import Block, Snapshot
-from eqnet.velocities import degrees_of_freedom, fixed_atoms
 from eqnet.verlet_list import VerletList
 
 T = TypeVar("T")
@@ -145,78 +141,29 @@ class Simulation:
         self.dtype = str(find_dtype(dtype))
         self._mesh = shared_cores(cores)
         self.device = find_device(device)
-        self._single = isinstance(atoms, Atoms)
-        self._atoms = [atoms.copy()] if isinstance(atoms, Atoms) else [a.copy() for a in atoms]
-        if not self._atoms:
-            raise InputError("there are no structures to simulate")
-        name = "" if self._single else "structures"
-        self._frames = [from_atoms(a, file=name, index=i) for i, a in enumerate(self._atoms)]
+        self._structures = Structures(atoms, potential, ensemble)
         self._list = VerletList(potential.elements, potential.cutoff, skin, self.dtype)
         self._compiled: list[tuple[int, ...]] = []
         self._step_seconds = 0.01
-        self._list.build(*self._frames)
-        self._check_structures(ensemble)
-        elements = potential.elements
-        species = [np.searchsorted(elements, frame.numbers) for frame in self._frames]
-        self._reference = np.array([potential.reference_energy(s) for s in species])
-        self._freedom = self._degrees_of_freedom(ensemble)
+        self._list.build(*self._structures.frames)
         with self._computing():
             self._setup(options, seed)
-
-    def _check_structures(self, ensemble: str) -> None:
-        """Refuse an ensemble that does not suit the structures."""
-        for atoms in self._atoms:
-            fixed = fixed_atoms(atoms)
-            if ensemble == "npt" and not atoms.pbc.all():
-                raise InputError(
-                    "npt needs a structure that is periodic in three directions, not "
-                    f"pbc = {[bool(axis) for axis in atoms.pbc]}; choose another ensemble"
-                )
-            if ensemble == "npt" and fixed.any():
-                raise InputError(
-                    f"npt moves all atoms with the cell, and {int(fixed.sum())} of them are fixed: "
-                    "remove the constraint or choose another ensemble"
-                )
-            if ensemble == "bussi" and not atoms.get_velocities()[~fixed].any():
-                raise InputError(
-                    "bussi rescales velocities, and here all are zero: draw them, or choose "
-                    "another ensemble"
-                )
-
-    def _degrees_of_freedom(self, ensemble: str) -> np.ndarray:
-        conserving = ensemble in CONSERVING
-        counts = [degrees_of_freedom(atoms, conserving=conserving) for atoms in self._atoms]
-        if ensemble in ("bussi", "nose_hoover", "npt") and min(counts) < 1:
-            raise InputError(f"{ensemble} has nothing to heat: no atom can move by itself")
-        return np.array(counts)
 
     def _setup(self, options: Mapping[str, Any], seed: int) -> None:
         """What goes to the device once."""
         graphdef, weights = nnx.split(self.potential)
         weights = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), weights)
         self._weights = self._put(weights)
-        fixed = [fixed_atoms(atoms) for atoms in self._atoms]
-        masses = [
-            np.where(held, np.inf, atoms.get_masses())
-            for atoms, held in zip(self._atoms, fixed, strict=True)
-        ]
-        velocities = [
-            np.where(held[:, None], 0.0, atoms.get_velocities())
-            for atoms, held in zip(self._atoms, fixed, strict=True)
-        ]
         self._num_device_atoms = size = self._list.offset.shape[0]
-        self._bodies = self._put(make_bodies(masses, self._freedom, size))
+        self._bodies = self._put(self._structures.bodies(size))
         scaled = {name: value * UNIT.get(name, 1) for name, value in options.items()}
-        keys = jnp.stack([jax.random.key(seed + s) for s in range(len(masses))])
+        keys = jnp.stack([jax.random.key(seed + s) for s in range(self.num_structures)])
         integrator, bath = make_integrator(
-            self.ensemble, self.time_step * units.fs, scaled, self._freedom, keys
+            self.ensemble, self.time_step * units.fs, scaled, self._structures.freedom, keys
         )
         self._integrator = self._put(integrator)
-        positions = [frame.positions for frame in self._frames]
-        cells = np.stack([frame.cell for frame in self._frames])
         self._strains = self.ensemble == "npt"
-        state = State(_joined(positions, size), _joined(velocities, size), cells, bath)
-        self._motion = start(state, strains=self._strains)
+        self._motion = start(self._structures.state(size, bath), strains=self._strains)
         self._hood = self._neighborhood()
         compiled, strains = self._compiled, self._strains
 
@@ -237,16 +184,13 @@ class Simulation:
         return jax.device_put(tree, everywhere(self._mesh, self.device))
 
     def _computing(self) -> Any:
-        return computing(self.device, double=True, what=lambda: self._list.size_of(self._frames))
-
-    def _one(self, values: Any) -> Any:
-        """Values [..., S], without the last axis for a single structure."""
-        return values[..., 0] if self._single else values
+        what = lambda: self._list.size_of(self._structures.frames)  # noqa: E731
+        return computing(self.device, double=True, what=what)
 
     @property
     def num_structures(self) -> int:
         """Structures that move side by side."""
-        return len(self._atoms)
+        return len(self.sizes)
 
     @property
     def num_atoms(self) -> int:
@@ -256,12 +200,13 @@ class Simulation:
     @property
     def sizes(self) -> list[int]:
         """Atoms of each structure."""
-        return list(map(len, self._atoms))
+        return self._structures.sizes
 
     @property
     def degrees_of_freedom(self) -> Any:
         """Independent velocities: a number, or [S] for a list of structures."""
-        return int(self._freedom[0]) if self._single else self._freedom
+        freedom = self._structures.freedom
+        return int(freedom[0]) if self._structures.single else freedom
 
     @property
     def compilations(self) -> int:
@@ -280,8 +225,7 @@ class Simulation:
 
     def temperature(self, kinetic: Any) -> Any:
         """Temperature in K of a kinetic energy in eV; 0 where nothing can move."""
-        freedom = self._one(np.maximum(self._freedom, 1))
-        return 2 * np.asarray(kinetic) / (freedom * units.kB)
+        return self._structures.temperature(kinetic)
 
     # ------------------------------------------------------------------------------------- running
 
@@ -345,19 +289,11 @@ class Simulation:
     def last(self, structure: int = 0) -> Snapshot:
         """The last complete step of a structure."""
         frames = jax.tree.map(lambda x: np.asarray(x)[None], self._motion.last)
-        return self._snapshot(self.step - 1, frames, 0, structure)
+        return self._structures.snapshot(self.step - 1, frames, 0, structure)
 
     def atoms_of(self, frame: Snapshot) -> Atoms:
         """ASE atoms of a snapshot with velocities, energy, forces, and stress if it is known."""
-        atoms = self._atoms[frame.structure].copy()
-        atoms.set_cell(frame.cell)
-        atoms.positions[:] = frame.positions
-        atoms.arrays["momenta"] = frame.velocities * atoms.get_masses()[:, None]
-        results: dict[str, Any] = {"energy": frame.energy, "free_energy": frame.energy}
-        if frame.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
-        atoms.calc = SinglePointCalculator(atoms, **results, forces=frame.forces)
-        return atoms
+        return self._structures.atoms_of(frame)
 
     def _frame_room(self, frame_interval: int) -> int:
         """Frames kept on the device within one block."""
@@ -400,12 +336,7 @@ class Simulation:
 
     def _rebuild(self) -> None:
         """Neighbours at the positions whose forces come next."""
-        state = self._motion.state
-        positions = self._parts(np.array(state.positions))
-        frames = [
-            replace(frame, positions=own, cell=cell)
-            for frame, own, cell in zip(self._frames, positions, np.array(state.cell), strict=True)
-        ]
+        frames = self._structures.moved(self._motion.state)
         for frame in frames:
             if self._strains and frame.volume < DENSEST * len(frame):
                 raise InputError(f"the volume of the cell fell to {frame.volume:.3g} A^3")
@@ -415,7 +346,7 @@ class Simulation:
     def _neighborhood(self) -> Neighborhood:
         neighbors = self._list
         assert neighbors.graph is not None
-        origin = _joined([frame.positions for frame in neighbors.frames], len(neighbors.offset))
+        origin = joined([frame.positions for frame in neighbors.frames], len(neighbors.offset))
         inverse = None
         if self._strains:
             inverse = np.linalg.inv(np.stack([frame.cell for frame in neighbors.frames]))
@@ -425,51 +356,28 @@ class Simulation:
 
     def _collect(self, first: int, frame_interval: int, seconds: float) -> Block:
         """The records of the steps that were completed."""
-        records = jax.device_get(self._motion.records)
+        records, structures = jax.device_get(self._motion.records), self._structures
         count = self.step - first
         values = np.moveaxis(records.values[:count], -1, 0)  # [3 or 5, B, S]
         steps = np.arange(first, first + count)
         kept = [int(step) for step in steps if step % frame_interval == 0]
         others = {}
         if self._strains:
-            others = {"volume": self._one(values[3]), "pressure": self._one(values[4] / units.GPa)}
+            volume, pressure = structures.one(values[3]), structures.one(values[4])
+            others = {"volume": volume, "pressure": pressure / units.GPa}
         return Block(
             step=steps,
-            potential=self._one(values[0] + self._reference),
-            kinetic=self._one(values[1]),
-            heat=self._one(values[2]),
+            potential=structures.one(values[0] + structures.reference),
+            kinetic=structures.one(values[1]),
+            heat=structures.one(values[2]),
             frames=[
-                self._snapshot(step, records.frames, i, s)
+                structures.snapshot(step, records.frames, i, s)
                 for i, step in enumerate(kept)
                 for s in range(self.num_structures)
             ],
             seconds=seconds,
             **others,
         )
-
-    def _snapshot(self, step: int, frames: Phase, index: int, structure: int) -> Snapshot:
-        def own(values: np.ndarray) -> np.ndarray:
-            return np.array(self._parts(values[index])[structure])
-
-        cell, stress = np.array(frames.cell[index, structure]), None
-        if frames.push.virial is not None:
-            stress = np.array(frames.push.virial[index, structure]) / abs(np.linalg.det(cell))
-        energy = float(own(frames.push.node_energy).sum()) + float(self._reference[structure])
-        return Snapshot(
-            step=step,
-            positions=own(frames.positions),
-            velocities=own(frames.velocities),
-            forces=own(frames.push.forces),
-            energy=energy,
-            cell=cell,
-            stress=stress,
-            structure=structure,
-        )
-
-    def _parts(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of all atoms [N, ...], structure by structure."""
-        ends = np.cumsum(self.sizes)
-        return np.split(values[: ends[-1]], ends[:-1])
 
 
 def _moving(motion: Motion) -> tuple[Any, State, Phase]:
@@ -482,11 +390,3 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     keystr = jax.tree_util.keystr
     return {keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _joined(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Vectors of structures one after the other, [size, 3], zeros at the end."""
-    out = np.zeros((size, 3))
-    values = np.concatenate(parts)
-    out[: len(values)] = values
-    return out
