@@ -6,8 +6,6 @@ import copy
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +19,18 @@ from ase.calculators.calculator import (
 )
 from flax import nnx
 
-from eqnet.atomic_stress import virials
-from eqnet.committee import (
-    VARIANCES,
-    Member,
-    Source,
-    check_members,
-    open_member,
-    results_of,
-    voigt,
-    warn_outside,
-)
+from eqnet.answers import Answers
+from eqnet.committee import VARIANCES, Member, Source, open_member, warn_outside
 from eqnet.compiled_programs import keep_compiled_programs
-from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame, from_atoms
-from eqnet.device import (
-    Device,
-    computing,
-    everywhere,
-    find_device,
-    find_dtype,
-    give_memory_back,
-    program,
-    shared_cores,
-    within,
-)
+from eqnet.device import Device, computing, find_device, find_dtype, shared_cores
 from eqnet.errors import InputError
 from eqnet.files import digest
-from eqnet.graph import AtomGraph
-from eqnet.hessian import hessian
 from eqnet.potential import Potential
-from eqnet.replay import Example, Found, compare, replay
 from eqnet.tensor_evaluation import predict
 from eqnet.tensor_file import load as load_tensors
 from eqnet.tensor_model import TensorModel
 from eqnet.uncertainty import NOVEL
-from eqnet.verlet_list import VerletList
 
 
 class EqnetCalculator(Calculator):
@@ -150,7 +124,9 @@ class EqnetCalculator(Calculator):
 
     def _prepare(self, members: Sequence[Member]) -> None:
         """Weights on the device, compiled functions to come."""
-        check_members(members)
+        self._answers = Answers(
+            members, dtype=self.dtype, device=self.device, mesh=self._mesh, skin=self.skin
+        )
         self.members = tuple(members)
         self.cutoff = max(member.potential.cutoff for member in members)
         self.implemented_properties = [*type(self).implemented_properties]
@@ -166,49 +142,13 @@ class EqnetCalculator(Calculator):
                     self.tensors, dtype=self.dtype, verify=self.verify
                 )
             self.implemented_properties += [name for name, _ in self._tensor_model.kinds]
-        self._to_replay = [(i, member.examples) for i, member in enumerate(members)]
         self._outside = False
         self._lock = threading.RLock()
-        split = [nnx.split(member.potential) for member in members]
-        with computing(self.device, double=self.dtype == "float64", what="the weights"):
-            cast = jax.tree.map(lambda x: np.asarray(x).astype(self.dtype), [s for _, s in split])
-            self._weights = self._put(cast)
-        self._compiled = compiled = []
-        kinds = [
-            (graphdef, m.uncertainty is not None)
-            for (graphdef, _), m in zip(split, members, strict=True)
-        ]
-
-        def predict(weights: Any, graph: AtomGraph) -> Any:
-            compiled.append(graph.neighbors.shape)  # runs once per compilation
-            # one program for molecules and crystals: the stress costs less than can be measured
-            answers = [
-                nnx.merge(graphdef, state).predict(graph, stress=True, features=features)
-                for (graphdef, features), state in zip(kinds, weights, strict=True)
-            ]
-            return [(a.node_energy, a.forces, a.stress, a.features) for a in answers]
-
-        with computing(self.device, double=self.dtype == "float64", what="a program"):
-            self._predict = program(predict)
-            graphdefs = [graphdef for graphdef, _ in split]
-            self._hessian = program(partial(hessian, graphdefs))
-            self._virials = program(partial(virials, graphdefs))
-        self._forget()
-
-    def _put(self, values: Any) -> Any:
-        """On the device, or on all that share the work."""
-        return jax.device_put(values, everywhere(self._mesh, self.device))
-
-    def _forget(self) -> None:
-        """Start without neighbours."""
-        elements = self.members[0].potential.elements
-        self._list = VerletList(elements, self.cutoff, self.skin, self.dtype)
-        self._graph: AtomGraph | None = None  # of the list, on the device
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        return len(self._compiled)
+        return self._answers.compilations
 
     # ------------------------------------------------------------------------------ ASE's interface
 
@@ -227,16 +167,12 @@ class EqnetCalculator(Calculator):
         with self._lock:
             self.results = {}
             super().calculate(atoms, list(properties), list(system_changes))
-            if self.atoms is None:
-                raise InputError("the calculator was given no structure")
-            frame = from_atoms(self.atoms)
-            if {"stress", "stresses"} & set(properties):
-                check_volume(frame)
+            frame = frame_of(self.atoms, properties)
             (answer,) = self.answers([frame])
             if isinstance(answer, InputError):
                 raise answer
             if "stresses" in properties:
-                answer["stresses"] = self._stresses(frame)
+                answer["stresses"] = self._answers.stresses(frame)
             self.results = answer | self._tensors_of(frame, properties)
 
     def answers(self, frames: Sequence[Frame]) -> list[dict[str, Any] | InputError]:
@@ -248,24 +184,8 @@ class EqnetCalculator(Calculator):
         Raises:
             InputError: the model or the device have no answers at all.
         """
-        if not frames:
-            return []
         with self._lock:
-            try:
-                found = self._numbers(frames)
-            except InputError:
-                with self._computing(frames):
-                    reasons = [self._list.trouble(frame) for frame in frames]
-                if not any(reasons):
-                    raise
-                pairs = zip(frames, reasons, strict=True)
-                others = iter(self.answers([frame for frame, reason in pairs if reason is None]))
-                return [reason or next(others) for reason in reasons]
-            pairs = list(zip(frames, found, strict=True))
-            answers = [
-                self._reason(frame, numbers) or results_of(self.members, frame, numbers)
-                for frame, numbers in pairs
-            ]
+            answers = self._answers.of(frames)
             self._warn(frames, answers)
             return answers
 
@@ -300,14 +220,6 @@ class EqnetCalculator(Calculator):
             return {}
         return predict(model, [frame], batch_size=1, dtype=self.dtype, device=self.device)[0]
 
-    def _stresses(self, frame: Frame) -> np.ndarray:
-        """[n, 6] eV/angstrom^3, which add up to the stress; see `eqnet.atomic_stress`."""
-        with self._computing([frame]):
-            graph = self._at([frame])
-            with within(self._mesh):
-                found = jax.device_get(self._virials(self._weights, graph))
-        return voigt(np.array(found[: len(frame)], np.float64)) / frame.volume
-
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy by positions, [n, 3, n, 3] in eV/angstrom^2, float64.
 
@@ -315,111 +227,8 @@ class EqnetCalculator(Calculator):
         it; of a periodic structure it is that of the cell's own atoms, all images moving alike.
         """
         with self._lock:
-            atoms = atoms if atoms is not None else self.atoms
-            if atoms is None:
-                raise InputError("the calculator was given no structure")
-            frame = from_atoms(atoms)
-            n = len(frame)
-            with self._computing([frame]):
-                graph = self._at([frame])
-                with within(self._mesh):
-                    rows = jax.device_get(self._hessian(self._weights, graph))
-            return np.array(rows, np.float64)[:n, :, :n]
-
-    # ---------------------------------------------------------------------------------- calculation
-
-    def _numbers(self, frames: Sequence[Frame]) -> list[list[Found]]:
-        """Each member's energies of atoms, forces and, if all axes are periodic, stress."""
-        sizes = [len(frame) for frame in frames]
-        with self._computing(frames):
-            found = self._run(self._at(frames), sizes)
-        return [
-            numbers if frame.pbc.all() else [member._replace(stress=None) for member in numbers]
-            for frame, numbers in zip(frames, found, strict=True)
-        ]
-
-    def _computing(self, frames: Sequence[Frame]) -> Any:
-        double = self.dtype == "float64"
-        return computing(self.device, double=double, what=lambda: self._list.size_of(frames))
-
-    def _at(self, frames: Sequence[Frame]) -> AtomGraph:
-        """The graph of structures on the device, from the list in use if that will do."""
-        graph = self._graph if self._list.covers(*frames) else None
-        if graph is None:
-            self._graph = graph = self._put(self._list.build(*frames))
-        positions = np.concatenate([frame.positions for frame in frames])
-        self._replay()
-        return replace(graph, positions=self._put(self._list.place(positions)))
-
-    def _run(self, graph: AtomGraph, sizes: Sequence[int]) -> list[list[Found]]:
-        """Each member's answers for the structures of a graph, which have so many atoms."""
-        before = self.compilations
-        with within(self._mesh):
-            answers = jax.device_get(self._predict(self._weights, graph))
-        if self.compilations > before:
-            give_memory_back()
-        found, start = [], 0
-        for g, size in enumerate(sizes):
-            own = slice(start, start + size)
-            found.append(
-                [
-                    Found(
-                        np.array(node_energy[own], np.float64),
-                        np.array(forces[own], np.float64),
-                        np.array(tensor[g], np.float64),
-                        None if features is None else np.array(features[own], np.float64),
-                    )
-                    for node_energy, forces, tensor, features in answers
-                ]
-            )
-            start += size
-        return found
-
-    def _replay(self) -> None:
-        """The examples by the program of the structure at hand; by one of theirs if it has no room.
-
-        Raises:
-            InputError: they give other numbers than where the model was trained, or none.
-        """
-        while self._to_replay:
-            index, examples = self._to_replay[0]
-            self._replay_member(index, examples)
-            del self._to_replay[0]
-
-    def _replay_member(self, index: int, examples: Sequence[Example]) -> None:
-        if not examples:
-            return
-        potential, path = self.members[index].potential, self.members[index].path
-        assert path is not None
-        try:
-            graphs = self._list.beside([example.frame for example in examples])
-            if graphs is None:
-                replay(potential, examples, dtype=self.dtype, path=path)
-            else:
-                # where the structure's own graph is: elsewhere would be another program
-                sizes = [len(example.frame) for example in examples]
-                runs = zip(map(self._put, graphs), sizes, strict=True)
-                found = [self._run(graph, [size])[0][index] for graph, size in runs]
-                compare(potential, examples, found, dtype=self.dtype, path=path)
-        except InputError as error:
-            if str(error).startswith(str(path)):
-                raise
-            raise InputError(f"{path}: its examples cannot be replayed: {error}") from None
-
-    def _reason(self, frame: Frame, found: Sequence[Found]) -> InputError | None:
-        """The reason for an answer that is not finite; None for others."""
-        for numbers in found:
-            if all(np.isfinite(values).all() for values in numbers if values is not None):
-                continue
-            good = np.isfinite(numbers.node_energy) & np.isfinite(numbers.forces).all(axis=1)
-            atom = int(np.argmin(good))
-            what = f"answer for atom {atom} ({symbol(int(frame.numbers[atom]))})"
-            where = f"{frame.name}: " if frame.file else ""
-            return self._list.trouble(frame) or InputError(
-                f"{where}the model's {'stress' if good.all() else what} is not finite; the "
-                "structure is far from anything it was trained on"
-            )
-        return None
+            frame = frame_of(atoms if atoms is not None else self.atoms)
+            return self._answers.hessian(frame)
 
     # ------------------------------------------------------------------------------ copy and pickle
 
@@ -453,24 +262,30 @@ class EqnetCalculator(Calculator):
         """A calculator of its own that shares weights and compiled programs with this one."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = (
-            "members",
-            "device",
-            "_mesh",
-            "_weights",
-            "_predict",
-            "_hessian",
-            "_virials",
-            "_tensor_model",
-            "_compiled",
-            "_graph",
-        )
+        shared = ("members", "device", "_mesh", "_tensor_model")
         with self._lock:
             for name, value in self.__dict__.items():
-                if name not in ("_lock", "_to_replay"):
+                if name != "_lock":
                     setattr(twin, name, value if name in shared else copy.deepcopy(value, memo))
-        twin._lock, twin._to_replay = threading.RLock(), list(self._to_replay)
+        twin._lock = threading.RLock()
         return twin
+
+
+def frame_of(
+    atoms: Atoms | None, properties: Sequence[str] = (), *, file: str = "", index: int = 0
+) -> Frame:
+    """The structure that a calculator was given; `file` and `index` are for errors.
+
+    Raises:
+        InputError: none.
+        PropertyNotImplementedError: stress is asked for, and it has no volume.
+    """
+    if atoms is None:
+        raise InputError("the calculator was given no structure")
+    frame = from_atoms(atoms, file=file, index=index)
+    if {"stress", "stresses"} & set(properties):
+        check_volume(frame)
+    return frame
 
 
 def check_volume(frame: Frame) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from eqnet.calculator import EqnetCalculator, check_volume
-from eqnet.data.frame import Frame, from_atoms
+from eqnet.calculator import EqnetCalculator, frame_of
+from eqnet.data.frame import Frame
 from eqnet.errors import InputError
 from eqnet.verlet_list import same_kind
 
@@ -76,15 +76,16 @@ class SideBySide:
         for i, atoms in enumerate(self.structures):
             atoms.calc = OneOfSeveral(self, i)
 
-    def answer(self, i: int, atoms: Atoms) -> dict[str, Any]:
-        """The results of structure i where `atoms` are now.
+    def answer(self, i: int, atoms: Atoms | None, properties: Sequence[str]) -> dict[str, Any]:
+        """The results of structure i where `atoms` are now, with the properties asked for.
 
         Raises:
             NoAnswer: it has none.
-            InputError: the model or the device have no answers at all.
+            InputError: the model or the device have no answers at all, or there are no `atoms`.
+            PropertyNotImplementedError: stress is asked for, and there is no volume.
         """
         with self._lock:
-            frame = self._frame(i, atoms)
+            frame = self._frame(i, atoms, properties)
             if self._moved(i, frame):
                 self._sweep(i, frame)
             answer = self._known[i][1]
@@ -92,8 +93,8 @@ class SideBySide:
             raise NoAnswer(*answer.args)
         return answer
 
-    def _frame(self, i: int, atoms: Atoms) -> Frame:
-        return from_atoms(atoms, file=self._name, index=self._indices[i])
+    def _frame(self, i: int, atoms: Atoms | None, properties: Sequence[str] = ()) -> Frame:
+        return frame_of(atoms, properties, file=self._name, index=self._indices[i])
 
     def _moved(self, i: int, frame: Frame) -> bool:
         """Whether the structure is not where it was computed."""
@@ -135,8 +136,4 @@ class OneOfSeveral(Calculator):
         """Fill `results`, with a sweep if the group has not computed this structure here."""
         self.results = {}
         super().calculate(atoms, list(properties), list(system_changes))
-        if self.atoms is None:
-            raise InputError("the calculator was given no structure")
-        if "stress" in properties:
-            check_volume(from_atoms(self.atoms))
-        self.results = dict(self._group.answer(self._index, self.atoms))
+        self.results = dict(self._group.answer(self._index, self.atoms, properties))

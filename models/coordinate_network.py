@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, gather_centers
 from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select, silu
-from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.blocks import messages_in_blocks
 from eqnet.so3 import HIGHEST
 
 
@@ -76,15 +76,14 @@ class Layer(nnx.Module):
         graphdef, state = nnx.split(self)
 
         def some_rows(operands: Any, common: nnx.State) -> jax.Array:
-            sent, received, (basis, envelope, unit, frames) = operands
+            sent, (received, (basis, envelope, unit, frames)) = operands
             turned = jnp.einsum("rfab,rkb->rkfa", frames, unit, precision=HIGHEST)
             found = nnx.merge(graphdef, common).messages(received[:, None] + sent, basis, turned)
             return (found * envelope[..., None, None]).sum(1)
 
         received = gather_centers(self.received(h), graph)
-        sent = gather_neighbors(self.sent(h), graph)
-        summed = neighbors_in_blocks(some_rows, (sent, received, edges), state)
-        changes = self.update(self.scale * sum_rows(summed, graph))
+        summed = messages_in_blocks(some_rows, self.sent(h), graph, (received, edges), state)
+        changes = self.update(self.scale * summed)
         return h + jnp.einsum("nf,nfc->nc", weights, changes)
 
 

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, gather_centers, gather_neighbors
 from eqnet.irreps import Irreps
 from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select
-from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.blocks import messages_in_blocks
 from eqnet.so3 import HIGHEST
 
 
@@ -176,17 +176,17 @@ class Vectors(nnx.Module):
         graphdef, weights = nnx.split((self.pairs, block))
 
         def some_rows(operands: Any, common: tuple[nnx.State, jax.Array]) -> jax.Array:
-            (basis, received, sent), (r, distance, envelope), (h, of_atoms) = operands
+            (h, of_atoms), ((basis, received, sent), (r, distance, envelope)) = operands
             network, layer = nnx.merge(graphdef, common[0])
             s = network(basis, received[:, None], sent) + of_atoms
             filters = layer.filters(s + distance[..., None] * common[1]) * envelope[..., None]
             along = jnp.einsum("rka,rkc->rac", r, filters, precision=HIGHEST)
             return along * layer.direction[...] + (h * filters[:, :, None]).sum(1)
 
-        sent = (gather_neighbors(h, graph), gather_neighbors(of_atoms, graph))
-        summed = neighbors_in_blocks(some_rows, (pairs, edges, sent), (weights, of_distance))
+        common = (weights, of_distance)
+        summed = messages_in_blocks(some_rows, (h, of_atoms), graph, (pairs, edges), common)
         itself = h * block.filters(own + of_atoms)[:, None]
-        return block.scale * (sum_rows(summed, graph) + itself)
+        return block.scale * (summed + itself)
 
 
 class EGenNet(nnx.Module):

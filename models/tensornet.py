@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, displacements, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, displacements, gather_centers
 from eqnet.irreps import Irreps, IrrepsArray
 from eqnet.layers import Dense, Linear, one_hot, polynomial_cutoff, select
 from eqnet.norms import NormedMLP, NumberNorm
 from eqnet.ops import PRODUCTS, find, kernels, refuse_idle_bracket
-from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.blocks import messages_in_blocks
 from eqnet.ops.edge_pairs import EdgePairs, edge_pairs, pairs_to_slots, slots_to_pairs
 from eqnet.ops.factorised import Factorised
 from eqnet.ops.product import Product
@@ -247,10 +247,9 @@ class Embedding(nnx.Module):
             select(neighbor, chosen),
         )
         radial = pairs_to_slots(self.radial(edges.basis) * edges.envelope, edges.pairs)
-        sent, received = gather_neighbors(neighbor, graph), gather_centers(center, graph)
 
-        def some_rows(block: tuple[jax.Array, ...], _: tuple) -> jax.Array:
-            radial, sent, received, directions = block
+        def some_rows(block: tuple[jax.Array, Any], _: tuple) -> jax.Array:
+            sent, (radial, received, directions) = block
             both = received[:, None] + sent
             weights = radial.reshape((*both.shape[:2], 3, -1)) * both[:, :, None]
             parts = zip(jax.lax.split(directions, SIZES, axis=2), range(3), strict=True)
@@ -260,8 +259,8 @@ class Embedding(nnx.Module):
             ]
             return jnp.concatenate(summed, axis=1)
 
-        operands = (radial, sent, received, edges.directions)
-        x = sum_rows(neighbors_in_blocks(some_rows, operands, ()), graph)
+        operands = (radial, gather_centers(center, graph), edges.directions)
+        x = messages_in_blocks(some_rows, neighbor, graph, operands, ())
         own = np.sqrt(3.0).astype(x.dtype) * self.radial(edges.own_basis)[: x.shape[-1]]
         x = x.at[:, 0].add((center + neighbor) * own)
         gates = jax.nn.silu(self.gates(self.norm(square_norm(x))))
@@ -303,14 +302,13 @@ class Interaction(nnx.Module):
 @jax.named_scope("messages")
 def sum_neighbors(weights: jax.Array, y: jax.Array, graph: AtomGraph) -> jax.Array:
     """Sum over the neighbours of w_l Y_l: [R, K, 3 C] and [N, 9, C] -> [N, 9, C]."""
-    sent = gather_neighbors(y, graph)
 
     def some_rows(block: tuple[jax.Array, jax.Array], _: tuple) -> jax.Array:
-        weights, sent = block
+        sent, weights = block
         weights = weights.reshape((*weights.shape[:2], 3, -1))
         return (by_component(weights) * sent).sum(1)
 
-    return sum_rows(neighbors_in_blocks(some_rows, (weights, sent), ()), graph)
+    return messages_in_blocks(some_rows, y, graph, weights, ())
 
 
 class TensorNet(nnx.Module):

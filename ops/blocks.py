@@ -124,7 +124,7 @@ def neighbors_in_blocks(
 
 def messages_in_blocks(
     function: Callable[[Any, Any], jax.Array],
-    x: jax.Array,
+    x: Any,
     graph: AtomGraph,
     operands: Any,
     common: Any,
@@ -139,7 +139,7 @@ def messages_in_blocks(
     Args:
         function: from arrays with leading rows to an array with leading rows, row by row; zero for
             a row without edges.
-        x: [N, ...].
+        x: pytree of floating arrays [N, ...].
         graph: says who is whose neighbour.
         operands: pytree of floating arrays with leading rows.
         common: pytree of floating arrays that every row uses.
@@ -151,58 +151,59 @@ def messages_in_blocks(
     size = _block_size(num_rows, width)
     if platform() != "cpu" or size >= num_rows:
         with jax.named_scope("gather"):
-            sent = gather_neighbors(x, graph)
+            sent = jax.tree.map(lambda v: gather_neighbors(v, graph), x)
         return sum_rows(neighbors_in_blocks(function, (sent, operands), common), graph)
     padding = -num_rows % (size * _num_devices())
     # rows that fill up the last block belong to no atom
     centers = jnp.pad(jnp.asarray(graph.centers), (0, padding), constant_values=graph.num_atoms)
     rows = (jnp.asarray(graph.neighbors), operands)
     neighbors, operands = jax.tree.map(lambda v: _cut(v, size, padding), rows)
-    return _messages(function, x, (centers.reshape(-1, size), neighbors), operands, common)
+    places = centers.reshape(-1, size), neighbors
+    return _messages(function, graph.num_atoms, x, places, operands, common)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _messages(
-    function: Callable, x: jax.Array, places: tuple, operands: Any, common: Any
+    function: Callable, num_atoms: int, x: Any, places: tuple, operands: Any, common: Any
 ) -> jax.Array:
-    def some_rows(
-        x: jax.Array, common: Any, sums: jax.Array, block: tuple
-    ) -> tuple[jax.Array, None]:
+    def some_rows(x: Any, common: Any, sums: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         (centers, neighbors), own = block
         values = function((_rows_of(x, neighbors), own), common)
         return sums.at[centers].add(values, mode="drop"), None
 
-    def all_rows(blocks: tuple, x: jax.Array, common: Any) -> jax.Array:
+    def all_rows(blocks: tuple, x: Any, common: Any) -> jax.Array:
         first = jax.tree.map(lambda v: v[0], (blocks[0][1], blocks[1]))
-        value = jax.eval_shape(lambda n, own: function((x[n], own), common), *first)
-        sums = jnp.zeros((len(x), *value.shape[1:]), value.dtype)
+        value = jax.eval_shape(lambda n, own: function((_rows_of(x, n), own), common), *first)
+        sums = jnp.zeros((num_atoms, *value.shape[1:]), value.dtype)
         return _total(jax.lax.scan(partial(some_rows, x, common), sums, blocks)[0])
 
     return _on_each_device(all_rows, _EVERYWHERE)((places, operands), x, common)
 
 
-def _messages_forward(function: Callable, *arguments: Any) -> tuple[jax.Array, tuple]:
-    return _messages(function, *arguments), arguments
+def _messages_forward(
+    function: Callable, num_atoms: int, *arguments: Any
+) -> tuple[jax.Array, tuple]:
+    return _messages(function, num_atoms, *arguments), arguments
 
 
-def _messages_backward(function: Callable, arguments: tuple, gradient: jax.Array) -> tuple:
+def _messages_backward(
+    function: Callable, num_atoms: int, arguments: tuple, gradient: jax.Array
+) -> tuple:
     x, places, operands, common = arguments
 
     @partial(jax.checkpoint, prevent_cse=False)  # for the second derivative
-    def pull(sent: jax.Array, own: Any, common: Any, gradient: jax.Array) -> tuple:
+    def pull(sent: Any, own: Any, common: Any, gradient: jax.Array) -> tuple:
         return jax.vjp(lambda s, o, c: function((s, o), c), sent, own, common)[1](gradient)
 
-    def some_rows(
-        x: jax.Array, common: Any, gradient: jax.Array, sums: tuple, block: tuple
-    ) -> tuple:
+    def some_rows(x: Any, common: Any, gradient: jax.Array, sums: tuple, block: tuple) -> tuple:
         (centers, neighbors), own = block
         of_rows = gradient.at[centers].get(mode="fill", fill_value=0)
         to_sent, to_own, to_common = pull(_rows_of(x, neighbors), own, common, of_rows)
         to_x, of_common = sums
-        sums = to_x.at[neighbors].add(to_sent), jax.tree.map(jnp.add, of_common, to_common)
-        return sums, to_own
+        to_x = jax.tree.map(lambda sum, part: sum.at[neighbors].add(part), to_x, to_sent)
+        return (to_x, jax.tree.map(jnp.add, of_common, to_common)), to_own
 
-    def all_rows(blocks: tuple, x: jax.Array, common: Any, gradient: jax.Array) -> tuple:
+    def all_rows(blocks: tuple, x: Any, common: Any, gradient: jax.Array) -> tuple:
         zeros = jax.tree.map(jnp.zeros_like, (x, common))
         sums, to_operands = jax.lax.scan(partial(some_rows, x, common, gradient), zeros, blocks)
         return _total(sums), to_operands
@@ -216,8 +217,8 @@ _messages.defvjp(_messages_forward, _messages_backward)
 
 
 @jax.named_scope("gather")
-def _rows_of(x: jax.Array, where: jax.Array) -> jax.Array:
-    return x[where]
+def _rows_of(x: T, where: jax.Array) -> T:
+    return jax.tree.map(lambda v: v[where], x)
 
 
 def _on_each_device(function: Callable[..., T], out_specs: Any) -> Callable[..., T]:
