@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eqnet.graph import AtomGraph, gather_centers, gather_neighbors, sum_rows
+from eqnet.graph import AtomGraph, gather_centers, sum_rows
 from eqnet.irreps import Irrep, Irreps, IrrepsArray, refuse_missing, spherical_irreps
 from eqnet.layers import MLP, lengths_of, one_hot, select, sigmoid, silu, smooth_leaky_relu
 from eqnet.norms import LayerNorm, NormedMLP, normalised
@@ -33,7 +33,7 @@ from eqnet.ops import (
     method_name,
     refuse_idle_bracket,
 )
-from eqnet.ops.blocks import neighbors_in_blocks
+from eqnet.ops.blocks import messages_in_blocks, neighbors_in_blocks
 from eqnet.ops.clebsch_gordan import ClebschGordan
 from eqnet.ops.cp_tensor import Group
 from eqnet.ops.product import Product
@@ -290,17 +290,15 @@ class Layer(nnx.Module):
 
     def _attend(self, x: jax.Array, edges: tuple, graph: AtomGraph) -> jax.Array:
         """[N, d, C] -> [N, d, C]."""
-        with jax.named_scope("gather"):
-            sent = gather_neighbors(self.neighbor(x), graph)
-            matrix = self.center[...] / np.sqrt(x.shape[-1]).astype(x.dtype)
-            center = gather_centers(x @ matrix, graph)
+        matrix = self.center[...] / np.sqrt(x.shape[-1]).astype(x.dtype)
+        own = (gather_centers(x @ matrix, graph), *edges)
         structure, weights = nnx.split(self.messages)
 
         def some_rows(operands: tuple, weights: Any) -> RowSums:
-            sent, center, *edges = operands
+            sent, (center, *edges) = operands
             return nnx.merge(structure, weights)(sent + center[:, None], *edges)
 
-        sums = neighbors_in_blocks(some_rows, (sent, center, *edges), weights)
+        sums = messages_in_blocks(some_rows, self.neighbor(x), graph, own, weights, summed=False)
         return join_rows(sums, graph, silent=True).reshape(x.shape)
 
 

@@ -123,12 +123,14 @@ def neighbors_in_blocks(
 
 
 def messages_in_blocks(
-    function: Callable[[Any, Any], jax.Array],
+    function: Callable[[Any, Any], Any],
     x: Any,
     graph: AtomGraph,
     operands: Any,
     common: Any,
-) -> jax.Array:
+    *,
+    summed: bool = True,
+) -> Any:
     """`function((x of the neighbours, operands), common)`, summed over the rows of each atom.
 
     On a core, neither what is gathered, nor its gradient, nor the result of a row is ever there for
@@ -137,79 +139,92 @@ def messages_in_blocks(
     Elsewhere the gradient is a gather for all rows at once. Derivatives in reverse only.
 
     Args:
-        function: from arrays with leading rows to an array with leading rows, row by row; zero for
-            a row without edges.
+        function: from arrays with leading rows to a pytree of such arrays, row by row; zero for a
+            row without edges if they are summed.
         x: pytree of floating arrays [N, ...].
         graph: says who is whose neighbour.
         operands: pytree of floating arrays with leading rows.
         common: pytree of floating arrays that every row uses.
+        summed: or else the results of the rows as they are.
 
     Returns:
-        [N, ...].
+        [N, ...], or [R, ...] if they are not summed.
     """
     num_rows, width = graph.neighbors.shape
     size = _block_size(num_rows, width)
     if platform() != "cpu" or size >= num_rows:
         with jax.named_scope("gather"):
             sent = jax.tree.map(lambda v: gather_neighbors(v, graph), x)
-        return sum_rows(neighbors_in_blocks(function, (sent, operands), common), graph)
+        values = neighbors_in_blocks(function, (sent, operands), common)
+        return jax.tree.map(lambda v: sum_rows(v, graph), values) if summed else values
     padding = -num_rows % (size * _num_devices())
     # rows that fill up the last block belong to no atom
     centers = jnp.pad(jnp.asarray(graph.centers), (0, padding), constant_values=graph.num_atoms)
     rows = (jnp.asarray(graph.neighbors), operands)
     neighbors, operands = jax.tree.map(lambda v: _cut(v, size, padding), rows)
     places = centers.reshape(-1, size), neighbors
-    return _messages(function, graph.num_atoms, x, places, operands, common)
+    values = _messages(function, graph.num_atoms if summed else 0, x, places, operands, common)
+    if summed:
+        return values
+    return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:num_rows], values)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _messages(
     function: Callable, num_atoms: int, x: Any, places: tuple, operands: Any, common: Any
-) -> jax.Array:
-    def some_rows(x: Any, common: Any, sums: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+) -> Any:
+    """Sums over the rows of so many atoms, or, for 0, the results of each block."""
+
+    def some_rows(x: Any, common: Any, sums: Any, block: tuple) -> tuple[Any, Any]:
         (centers, neighbors), own = block
         values = function((_rows_of(x, neighbors), own), common)
-        return sums.at[centers].add(values, mode="drop"), None
+        if not num_atoms:
+            return sums, values
+        return jax.tree.map(lambda s, v: s.at[centers].add(v, mode="drop"), sums, values), None
 
-    def all_rows(blocks: tuple, x: Any, common: Any) -> jax.Array:
+    def all_rows(blocks: tuple, x: Any, common: Any) -> Any:
+        if not num_atoms:
+            return jax.lax.scan(partial(some_rows, x, common), None, blocks)[1]
         first = jax.tree.map(lambda v: v[0], (blocks[0][1], blocks[1]))
-        value = jax.eval_shape(lambda n, own: function((_rows_of(x, n), own), common), *first)
-        sums = jnp.zeros((num_atoms, *value.shape[1:]), value.dtype)
-        return _total(jax.lax.scan(partial(some_rows, x, common), sums, blocks)[0])
+        values = jax.eval_shape(lambda n, own: function((_rows_of(x, n), own), common), *first)
+        zeros = jax.tree.map(lambda v: jnp.zeros((num_atoms, *v.shape[1:]), v.dtype), values)
+        return _total(jax.lax.scan(partial(some_rows, x, common), zeros, blocks)[0])
 
-    return _on_each_device(all_rows, _EVERYWHERE)((places, operands), x, common)
+    out = _EVERYWHERE if num_atoms else _SHARE
+    return _on_each_device(all_rows, out)((places, operands), x, common)
 
 
-def _messages_forward(
-    function: Callable, num_atoms: int, *arguments: Any
-) -> tuple[jax.Array, tuple]:
+def _messages_forward(function: Callable, num_atoms: int, *arguments: Any) -> tuple[Any, tuple]:
     return _messages(function, num_atoms, *arguments), arguments
 
 
 def _messages_backward(
-    function: Callable, num_atoms: int, arguments: tuple, gradient: jax.Array
+    function: Callable, num_atoms: int, arguments: tuple, gradient: Any
 ) -> tuple:
     x, places, operands, common = arguments
 
     @partial(jax.checkpoint, prevent_cse=False)  # for the second derivative
-    def pull(sent: Any, own: Any, common: Any, gradient: jax.Array) -> tuple:
+    def pull(sent: Any, own: Any, common: Any, gradient: Any) -> tuple:
         return jax.vjp(lambda s, o, c: function((s, o), c), sent, own, common)[1](gradient)
 
-    def some_rows(x: Any, common: Any, gradient: jax.Array, sums: tuple, block: tuple) -> tuple:
-        (centers, neighbors), own = block
-        of_rows = gradient.at[centers].get(mode="fill", fill_value=0)
+    def some_rows(x: Any, common: Any, gradient: Any, sums: tuple, block: tuple) -> tuple:
+        (centers, neighbors), own, of_rows = block
+        if num_atoms:
+            of_rows = jax.tree.map(lambda v: v.at[centers].get(mode="fill", fill_value=0), gradient)
         to_sent, to_own, to_common = pull(_rows_of(x, neighbors), own, common, of_rows)
         to_x, of_common = sums
         to_x = jax.tree.map(lambda sum, part: sum.at[neighbors].add(part), to_x, to_sent)
         return (to_x, jax.tree.map(jnp.add, of_common, to_common)), to_own
 
-    def all_rows(blocks: tuple, x: Any, common: Any, gradient: jax.Array) -> tuple:
+    def all_rows(blocks: tuple, x: Any, common: Any, gradient: Any) -> tuple:
         zeros = jax.tree.map(jnp.zeros_like, (x, common))
         sums, to_operands = jax.lax.scan(partial(some_rows, x, common, gradient), zeros, blocks)
         return _total(sums), to_operands
 
     shared = _on_each_device(all_rows, (_EVERYWHERE, _SHARE))
-    (to_x, to_common), to_operands = shared((places, operands), x, common, gradient)
+    of_atoms, of_blocks = (gradient, None) if num_atoms else (None, gradient)
+    blocks = (places, operands, of_blocks)
+    (to_x, to_common), to_operands = shared(blocks, x, common, of_atoms)
     return to_x, None, to_operands, to_common
 
 

@@ -33,8 +33,22 @@ def blocked(x, graph: AtomGraph, own, common):
     return messages_in_blocks(some_rows, x, graph, own, common)
 
 
+def summed_after(x, graph: AtomGraph, own, common):
+    """Features in two parts, results of the rows in two parts."""
+
+    def in_parts(block, common):
+        (left, right), own = block
+        values = some_rows((jnp.concatenate([left, right], -1), own), common)
+        return values[:, :1], values[:, 1:]
+
+    parts = messages_in_blocks(in_parts, (x[:, :2], x[:, 2:]), graph, own, common, summed=False)
+    values = jnp.concatenate(parts, -1)
+    return jnp.zeros_like(x).at[jnp.asarray(graph.centers)].add(values)
+
+
+@pytest.mark.parametrize("blocked", [blocked, summed_after])
 @pytest.mark.parametrize("slots", [40, 9])
-def test_messages_and_their_derivatives(slots: int) -> None:
+def test_messages_and_their_derivatives(slots: int, blocked) -> None:
     rng = np.random.default_rng(0)
     positions = rng.uniform(0, 6, (45, 3))
     structure = Structure(rng.choice([1, 8], 45), positions, np.zeros((3, 3)))
