@@ -123,7 +123,7 @@ class EqnetCalculator(Calculator):
         return Member(source)
 
     def _prepare(self, members: Sequence[Member]) -> None:
-        """Weights on the device, compiled functions to come."""
+        """What the models answer, and what may be asked of them."""
         self._answers = Answers(
             members, dtype=self.dtype, device=self.device, mesh=self._mesh, skin=self.skin
         )

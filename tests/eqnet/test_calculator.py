@@ -204,7 +204,7 @@ def test_padding_in_vain_is_compiled_away() -> None:
     calculator = EqnetCalculator(POTENTIAL)
     large = Atoms("C216", positions=2.0 * np.argwhere(np.ones((6, 6, 6))), calculator=calculator)
     large.get_forces()
-    slots = calculator._list.shape.rows * calculator._list.shape.slots
+    slots = calculator._answers.neighbors.shape.rows * calculator._answers.neighbors.shape.slots
     small = molecule("H2O")
     small.calc = calculator
     calls = 0
@@ -213,7 +213,7 @@ def test_padding_in_vain_is_compiled_away() -> None:
         small.rattle(0.01, seed=calls)
         small.get_forces()
     assert abs(calls - compilation() // slots) < 3
-    assert calculator._list.shape.atoms < 10
+    assert calculator._answers.neighbors.shape.atoms < 10
 
 
 def test_any_order_and_size_with_few_compilations() -> None:
@@ -275,7 +275,7 @@ def test_skin_changes_nothing_and_saves_searches() -> None:
         assert a.get_potential_energy() == pytest.approx(b.get_potential_energy(), abs=1e-9)
         np.testing.assert_allclose(a.get_forces(), b.get_forces(), atol=1e-11)
         np.testing.assert_allclose(a.get_stress(), b.get_stress(), atol=1e-12)
-    assert with_skin._list.builds < 15 and without._list.builds == 30
+    assert with_skin._answers.neighbors.builds < 15 and without._answers.neighbors.builds == 30
     assert with_skin.compilations == 1
 
 
@@ -369,7 +369,7 @@ def test_a_full_device_is_a_sentence_and_no_end(monkeypatch: pytest.MonkeyPatch)
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 9876543 bytes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(calculator, "_predict", full)
+        patch.setattr(calculator._answers, "_predict", full)
         words = (
             "cpu:0 ran out of memory for 9 atoms and 70 edges; use a smaller skin, .* 9876543 bytes"
         )
@@ -420,13 +420,13 @@ def test_very_near() -> None:
 def test_stress_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = crystal()
     atoms.calc = calculator = EqnetCalculator(POTENTIAL, dtype="float64")
-    predict = calculator._predict
+    predict = calculator._answers._predict
 
     def overflow(*args, **kwargs):
         [(node_energy, forces, stress, features)] = predict(*args, **kwargs)
         return [(node_energy, forces, stress.at[0, 1, 2].set(jnp.inf), features)]
 
-    monkeypatch.setattr(calculator, "_predict", overflow)
+    monkeypatch.setattr(calculator._answers, "_predict", overflow)
     with pytest.raises(InputError, match="stress is not finite"):
         atoms.get_potential_energy()
 
@@ -440,7 +440,7 @@ def test_precision_is_that_of_the_object() -> None:
         other = atoms.copy()
         other.calc = EqnetCalculator(POTENTIAL)
         assert other.get_potential_energy() == energy
-        assert {leaf.dtype for leaf in jax.tree.leaves(other.calc._weights)} == {
+        assert {leaf.dtype for leaf in jax.tree.leaves(other.calc._answers._weights)} == {
             np.dtype("float32")
         }
     assert jnp.zeros(()).dtype == np.float32

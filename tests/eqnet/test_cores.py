@@ -38,7 +38,7 @@ found = []
 for cores in (1, 2):
     atoms.calc = copy.deepcopy(EqnetCalculator(potential, dtype="float64", cores=cores))
     found.append((atoms.get_potential_energies(), atoms.get_forces(), atoms.get_stress()))
-    shardings = jax.tree.leaves(atoms.calc._graph)[0].sharding
+    shardings = jax.tree.leaves(atoms.calc._answers._graph)[0].sharding
     assert len(shardings.device_set) == cores, shardings
 for one, two in zip(*found):
     np.testing.assert_allclose(two, one, rtol=1e-11, atol=1e-12)

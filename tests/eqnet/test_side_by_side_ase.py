@@ -158,9 +158,9 @@ def test_examples_of_the_file_are_replayed_by_the_program_of_the_group() -> None
     structures = [molecule("CH3CH2OH"), molecule("H2O")]
     calc = EqnetCalculator(TRAINED, dtype="float64")
     SideBySide(calc, structures)
-    assert sum(len(examples) for _, examples in calc._to_replay) > 0
+    assert sum(len(examples) for _, examples in calc._answers.to_replay) > 0
     assert np.isfinite(structures[1].get_forces()).all()
-    assert calc.compilations == 1 and not calc._to_replay
+    assert calc.compilations == 1 and not calc._answers.to_replay
 
 
 # ------------------------------------------------------------------------------ ASE's EMT and NEB
@@ -209,4 +209,4 @@ def test_neb_is_that_of_ases_emt() -> None:
     np.testing.assert_allclose(barriers[0], barriers[1], atol=1e-8)
     assert 0.05 < barriers[0][0] < 1.0
     assert calc.compilations <= 2  # all images with the ends, and those between them
-    assert calc._list.builds < steps / 2
+    assert calc._answers.neighbors.builds < steps / 2

@@ -12,7 +12,7 @@ from ase.io import read, write
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
-from eqnet import EqnetCalculator
+from eqnet.answers import Answers
 from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
@@ -110,7 +110,7 @@ def test_the_last_good_band_is_kept(
     error: BaseException,
     call: int,
 ) -> None:
-    calculate, calls = EqnetCalculator._run, []
+    calculate, calls = Answers._run, []
 
     def stop(self, graph, sizes):
         calls.append(sizes)
@@ -118,7 +118,7 @@ def test_the_last_good_band_is_kept(
             raise error
         return calculate(self, graph, sizes)
 
-    monkeypatch.setattr(EqnetCalculator, "_run", stop)
+    monkeypatch.setattr(Answers, "_run", stop)
     named = isinstance(error, InputError)
     argv = ["model.eqnet", "left.xyz", "right.xyz", "--images", "3", "--climb"]
     assert run("neb", argv) == (2 if named else 130)

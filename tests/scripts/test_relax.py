@@ -12,7 +12,7 @@ from ase.io import read, write
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
-from eqnet import EqnetCalculator
+from eqnet.answers import Answers
 from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
@@ -82,7 +82,7 @@ def test_cell(folder: Path) -> None:
 def test_an_answer_that_is_not_finite_keeps_the_last_good_step(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calculate, calls = EqnetCalculator._run, []
+    calculate, calls = Answers._run, []
 
     def overflow(self, graph, sizes):
         calls.append(sizes)
@@ -91,7 +91,7 @@ def test_an_answer_that_is_not_finite_keeps_the_last_good_step(
             found[0][0].forces[1, 2] = np.nan
         return found
 
-    monkeypatch.setattr(EqnetCalculator, "_run", overflow)
+    monkeypatch.setattr(Answers, "_run", overflow)
     assert run("relax", ["model.eqnet", "water.xyz", "--fmax", "1e-6"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("eqnet: error: ") and err.count("\n") == 1
@@ -145,7 +145,7 @@ def test_those_that_did_not_converge_are_named(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, call: int) -> None:
     """Let a call of the model, counted from 1, end with an error."""
-    calculate, calls = EqnetCalculator._run, []
+    calculate, calls = Answers._run, []
 
     def stop(self, graph, sizes):
         calls.append(sizes)
@@ -153,7 +153,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, call: int) 
             raise error
         return calculate(self, graph, sizes)
 
-    monkeypatch.setattr(EqnetCalculator, "_run", stop)
+    monkeypatch.setattr(Answers, "_run", stop)
 
 
 def written_are_true() -> list[Atoms]:
