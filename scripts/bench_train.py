@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
 def _read(argv: list[str], console: Console) -> TrainBenchOptions:
     """Options of a command line: its flags, then those of --config, then the defaults."""
     from eqnet.scripts.command_line import from_file, parse
-    from eqnet.scripts.train import file_first, value_of, with_demo
+    from eqnet.scripts.train_command import file_first, value_of, with_demo
 
     argv = file_first(argv)
     decided = BY_PRODUCTS if value_of("models", argv) is None else BY_MODELS
@@ -144,7 +144,7 @@ def _read(argv: list[str], console: Console) -> TrainBenchOptions:
 
 def _check(command: TrainBenchOptions) -> None:
     """Refuse what can be seen without the data."""
-    from eqnet.scripts.train import find_files
+    from eqnet.scripts.train_command import find_files
 
     check_positive(command, "minutes", "seeds", "jobs", "time_step")
     if not 0 <= command.nve_ps < 1e6 or 0 < 1000 * command.nve_ps < command.time_step:

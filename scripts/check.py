@@ -48,7 +48,7 @@ class CheckCommand:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    from eqnet.scripts.train import find_files, read_command
+    from eqnet.scripts.train_command import find_files, read_command
 
     command = read_command(list(sys.argv[1:] if argv is None else argv), CheckCommand, "check")
     check(command.options)

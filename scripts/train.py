@@ -7,23 +7,17 @@ eqnet train --config recipe.yaml molecules.xyz --name second --seed 1
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from eqnet.errors import InputError
-from eqnet.options import DataOptions, TrainOptions, check, resolve_choices
+from eqnet.options import TrainOptions, check, resolve_choices
+from eqnet.scripts.train_command import find_files, read_command
 
 if TYPE_CHECKING:
     from eqnet.experiment import Experiment
@@ -31,54 +25,6 @@ if TYPE_CHECKING:
     from eqnet.progress import Progress
     from eqnet.run_folder import RunFolder
     from eqnet.team import Team
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """Train a potential on a file of labelled structures.
-
-    Everything goes to WORK_DIR/NAME. The same command again goes on where an interrupted run
-    stopped, with the same numbers as a run without interruption.
-    """
-
-    options: TrainOptions = field(default_factory=TrainOptions)
-    config: Annotated[
-        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")
-    ] = None
-    """YAML file of options by the names below; what is given here wins over it."""
-    coordinator: Annotated[
-        str | None, tyro.conf.arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: none)")
-    ] = None
-    """Train in several processes, each with a part of every batch: run the command once for each,
-    with the address of the first; auto where Slurm, Open MPI or Kubernetes start them."""
-    num_processes: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as started)")
-    ] = None
-    """How many processes there are, with --coordinator HOST:PORT."""
-    process_id: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: as started)")
-    ] = None
-    """Which of them this is, from 0, with --coordinator HOST:PORT."""
-
-
-# What `eqnet train` alone does: the built-in example, in a few minutes on two cores.
-DEMO: dict[str, Any] = {
-    "name": "ethanol",
-    "num_train": 450,
-    "num_valid": 50,
-    "num_test": 100,
-    "r_max": 4.0,
-    "num_channels": 32,
-    "max_num_epochs": 80,
-}
-# Options that take the place of each other.
-INSTEAD = (
-    {"num_train", "split_file"},
-    {"num_valid", "valid_fraction", "valid_file", "split_file"},
-    {"num_test", "test_fraction", "test_file", "split_file"},
-    {"num_channels", "hidden_irreps", "preset"},
-    {"max_num_epochs", "max_num_steps"},
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,95 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from eqnet.progress import Progress
+    from eqnet.scripts.train_team import join_team, run_folder
 
-    team = _team(command)
+    team = join_team(command)
     progress = Progress(None if team.leads else Console(quiet=True))
-    with _computing(options), _run_folder(options, team) as folder:
+    with _computing(options), run_folder(options, team) as folder:
         return _train(options, folder, progress, started, team)
-
-
-def _team(command: TrainCommand) -> Team:
-    """The processes of the run."""
-    from eqnet.team import Team, join
-
-    if command.coordinator is not None:
-        device = command.options.run.device
-        return join(command.coordinator, command.num_processes, command.process_id, device)
-    for name in ("num_processes", "process_id"):
-        if getattr(command, name) is not None:
-            raise InputError(f"--{name} has no effect without --coordinator HOST:PORT: add it")
-    return Team()
-
-
-@contextmanager
-def _run_folder(options: TrainOptions, team: Team) -> Iterator[RunFolder]:
-    """Where the run is kept: by the first process; the others have one that is thrown away."""
-    from eqnet.data.demo import demo_path
-    from eqnet.run_folder import RunFolder
-
-    file = Path(options.data.train_file or demo_path())
-    name = options.run.name or file.name.split(".")[0]
-    if team.leads:
-        yield RunFolder(options.run.work_dir, name)
-        return
-    with TemporaryDirectory() as apart:
-        yield RunFolder(apart, name)
-
-
-def find_files(data: DataOptions) -> None:
-    """Refuse a missing file before JAX is loaded, which takes seconds."""
-    for path in (data.train_file, data.valid_file, data.test_file, data.split_file):
-        if path is not None and not Path(path).exists():
-            raise InputError(f"{path}: there is no such file")
-
-
-def read_command(argv: list[str], kind: type[Any] = TrainCommand, name: str = "train") -> Any:
-    """A command line: its flags, then the options of --config, then the defaults.
-
-    `kind` has the fields `options` and `config`, and what else its command takes.
-    """
-    from eqnet.scripts.command_line import from_file, parse
-
-    argv = file_first(argv)
-    file, options = value_of("config", argv), TrainOptions()
-    if file is not None:
-        options = options.replace(from_file(TrainOptions, Path(file)))
-    command = parse(kind, argv, command=name, default=kind(options=options, config=file))
-    if command.options.data.train_file is None:
-        command = replace(command, options=with_demo(command.options))
-    return command
-
-
-def with_demo(options: TrainOptions) -> TrainOptions:
-    """The settings of the built-in example, as far as nothing else was asked for."""
-    plain = TrainOptions().flat()
-    given = {name: value for name, value in options.flat().items() if value != plain[name]}
-    settings = dict(DEMO)
-    for alternatives in INSTEAD:
-        if alternatives & set(given):
-            settings = {k: v for k, v in settings.items() if k not in alternatives}
-    return options.replace({**settings, **given})
-
-
-def file_first(argv: list[str]) -> list[str]:
-    """`--train_file FILE`, as it is spelt in YAML, is FILE."""
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.replace("-", "_") == "__train_file":
-            rest = argv[:i] + argv[i + 1 + (not equals) :]
-            if not equals and i + 1 == len(argv):
-                raise InputError("--train_file needs the name of a file")
-            return [value if equals else argv[i + 1], *rest]
-    return argv
-
-
-def value_of(option: str, argv: list[str]) -> str | None:
-    """What follows --option, or comes after its `=`; None if it is not there."""
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name == f"--{option}":
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
-    return None
 
 
 @contextmanager
@@ -212,6 +75,7 @@ def _train(
     options: TrainOptions, folder: RunFolder, progress: Progress, started: float, team: Team
 ) -> int:
     from eqnet.lock import Lock
+    from eqnet.scripts.train_team import check_same_everywhere
 
     try:
         prepared = _prepare(options, folder, progress)
@@ -223,7 +87,7 @@ def _train(
     if team.any(prepared is None) or prepared is None:
         return 0
     experiment, potential = prepared
-    _check_same_everywhere(experiment, potential, team)
+    check_same_everywhere(experiment, potential, team)
     data = experiment.provenance()
     with _writing(folder):
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -235,25 +99,6 @@ def _train(
                 progress.tell(note)
         folder.write_config(experiment.options, data)
         return _fit(experiment, potential, folder, progress, started, team)
-
-
-def _check_same_everywhere(experiment: Experiment, potential: Potential, team: Team) -> None:
-    """Refuse processes with other options, other data, or other ways to compute products."""
-    from eqnet.options import free_options
-    from eqnet.results import methods_of
-    from eqnet.run_folder import plain
-
-    options, free = experiment.options, free_options(experiment.options)
-    facts = {name: v for name, v in plain(options.flat()).items() if name not in free}
-    data = experiment.provenance()
-    facts |= {"files": data["files"], "versions": data["versions"]}
-    text = json.dumps(facts | {"methods": methods_of(potential.model)}, sort_keys=True)
-    here = hashlib.sha256(text.encode()).hexdigest()
-    if team.any(team.text_from_first(here) != here):
-        raise InputError(
-            "the processes of the run differ in their options, files, versions or, with --method "
-            "auto, in the methods that are fastest for them: start all with the same command"
-        )
 
 
 def _prepare(
@@ -340,6 +185,7 @@ def _fit(
     from eqnet.results import finish, methods_of
     from eqnet.run_folder import History
     from eqnet.scripts.train_tables import method_line, model_line, waste_line
+    from eqnet.scripts.train_team import losing
     from eqnet.team import leave
 
     options = experiment.options
@@ -364,7 +210,7 @@ def _fit(
             started=started,
             team=team,
         )
-        with _losing(team):
+        with losing(team):
             outcome = fit.run()
         leave(team)
         if outcome.signal is not None:
@@ -382,26 +228,6 @@ def _fit(
         results = finish(folder, experiment, problem, outcome, tell=progress.tell)
     _show_results(progress, experiment, folder, results)
     return 0
-
-
-@contextmanager
-def _losing(team: Team) -> Iterator[None]:
-    """The end of this process with a sentence when another one is lost."""
-    import jax
-
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if team.count == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        print(
-            "eqnet: error: another process of the run has ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]}); the same command, with any number of "
-            "processes, goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)  # at a usual end JAX would wait for the others, and then abort
 
 
 @contextmanager

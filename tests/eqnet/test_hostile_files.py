@@ -20,7 +20,7 @@ from pathlib import Path
 from eqnet import load
 from eqnet.data.read import read
 from eqnet.errors import InputError
-from eqnet.scripts.train import read_command
+from eqnet.scripts.train_command import read_command
 from eqnet.model_choice import model_options
 from eqnet.options import check
 

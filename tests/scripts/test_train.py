@@ -30,7 +30,8 @@ from eqnet.model_file import read_info
 from eqnet.options import TrainOptions, check
 from eqnet.progress import Progress
 from eqnet.scripts import main
-from eqnet.scripts.train import _sending, read_command
+from eqnet.scripts.train import _sending
+from eqnet.scripts.train_command import read_command
 
 TINY = (
     "--num_channels 4 --max_L 0 --max_ell 1 --correlation 1 --num_interactions 1 --r_max 3 "
