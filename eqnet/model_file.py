@@ -203,7 +203,7 @@ def _build(
     path: Path, description: dict[str, Any], weights: dict[str, np.ndarray], dtype: str, method: str
 ) -> Potential:
     """The potential from its description, shapes only, then the weights put in."""
-    name, model_class, config = model_of(path, description)
+    name, model_class, config = model_of(path, description, weights)
     settings = _settings(path, description["potential"])
     for inner, outer in (("elements", "elements"), ("r_max", "cutoff")):
         of_model, of_potential = getattr(config, inner), settings[outer]

@@ -75,7 +75,9 @@ def open_file(path: Path, parts: Mapping[str, type]) -> tuple[dict[str, bytes], 
     return members, description
 
 
-def model_of(path: Path, description: Mapping[str, Any]) -> tuple[str, type, Any]:
+def model_of(
+    path: Path, description: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> tuple[str, type, Any]:
     """Name and class of the model of a file, and its configuration.
 
     Raises:
@@ -87,7 +89,14 @@ def model_of(path: Path, description: Mapping[str, Any]) -> tuple[str, type, Any
     if name not in MODELS:
         raise InputError(f"{path}: model {name!r} is unknown, this eqnet has {', '.join(MODELS)}")
     config_class, model_class = MODELS[name]
-    return name, model_class, config_from(path, config_class, description["config"])
+    config = config_from(path, config_class, description["config"])
+    layers = getattr(config, "num_interactions", 0)
+    if layers > len(weights):  # making them, if only their shapes, would never end
+        raise InputError(
+            f"{path}: config.json has num_interactions {layers}, and there are {len(weights)} "
+            "arrays of weights"
+        )
+    return name, model_class, config
 
 
 def weights_of(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -126,7 +126,8 @@ def load(
         raise InputError(f"dtype {dtype!r}: choose from {', '.join(TOLERANCE)}")
     path = Path(path)
     members, description = open_file(path, {"tensors": dict, "channels": int, "struts": bool})
-    name, model_class, config = model_of(path, description)
+    weights = weights_from(path, members["weights.safetensors"])
+    name, model_class, config = model_of(path, description, weights)
     kinds, scale, shift = _tensors(path, description["tensors"], len(config.elements))
 
     def construct(method: str) -> TensorModel:
@@ -143,7 +144,6 @@ def load(
             rngs=rngs,
         )
 
-    weights = weights_from(path, members["weights.safetensors"])
     with jax.enable_x64(dtype == "float64"):
         model = built(path, f"tensor {name}", construct, weights, dtype, method)
     if verify:

@@ -117,6 +117,8 @@ def models(valid: bytes, sealed: Callable[[dict[str, bytes]], bytes]) -> dict[st
         for i, value in enumerate(values):
             changed = json.dumps(config | {key: value}).encode()
             found[f"{key} {i}"] = sealed({**members, "config.json": changed})
+    endless = config | {"config": config["config"] | {"num_interactions": 10**30}}
+    found["endless layers"] = sealed({**members, "config.json": json.dumps(endless).encode()})
     return found
 
 
