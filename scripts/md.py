@@ -23,6 +23,7 @@ from eqnet.model_options import default
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from eqnet.committee import Member
     from eqnet.scripts.md_restart import RestartFile
     from eqnet.simulate import Simulation
 
@@ -120,11 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _refuse_leftovers(output, trajectories)
     if options.restart and not state.is_file():
         raise InputError(f"{state}: no such restart file; begin without --restart")
-    simulation = _prepare(options, structures)
+    simulation, member = _prepare(options, structures)
     restart = RestartFile(state, options, [*trajectories, log])
     if options.restart:
         restart.resume(simulation, steps)
-    return _run(options, simulation, steps, restart)
+    return _run(options, simulation, member, steps, restart)
 
 
 def _steps(options: MdOptions) -> int:
@@ -228,18 +229,21 @@ def _refuse_leftovers(output: Path, trajectories: list[Path]) -> None:
             )
 
 
-def _prepare(options: MdOptions, structures: list[Atoms]) -> Simulation:
+def _prepare(options: MdOptions, structures: list[Atoms]) -> tuple[Simulation, Member]:
     """Load the model and set up the dynamics."""
+    from eqnet.committee import open_member
     from eqnet.device import computing, find_device, shared_cores
-    from eqnet.model_file import load
+    from eqnet.replay import replay
     from eqnet.simulate import Simulation
 
     shared_cores(options.cores)  # before JAX starts
     device = find_device(options.device)
-    with computing(device, double=options.dtype == "float64", what=f"loading {options.model}"):
-        potential = load(options.model, dtype=options.dtype, method=options.method)
-    return Simulation(
-        potential,
+    path, dtype = Path(options.model), options.dtype
+    member = open_member(path, dtype=dtype, method=options.method, device=device, examples=True)
+    with computing(device, double=dtype == "float64", what=f"the examples of {path}"):
+        replay(member.potential, member.examples, dtype=dtype, path=path)
+    simulation = Simulation(
+        member.potential,
         structures[0] if len(structures) == 1 else structures,
         ensemble=options.ensemble,
         time_step=options.time_step,
@@ -250,9 +254,12 @@ def _prepare(options: MdOptions, structures: list[Atoms]) -> Simulation:
         device=device,
         cores=options.cores,
     )
+    return simulation, member
 
 
-def _run(options: MdOptions, simulation: Simulation, steps: int, restart: RestartFile) -> int:
+def _run(
+    options: MdOptions, simulation: Simulation, member: Member, steps: int, restart: RestartFile
+) -> int:
     """Simulate, write and show.
 
     Returns:
@@ -264,11 +271,13 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
 
     from eqnet.interrupt import Interrupt
     from eqnet.scripts.md_output import Log, Screen
+    from eqnet.scripts.md_watch import Watch
     from eqnet.scripts.structures import open_trajectory
     from eqnet.simulate import Unstable
 
     *trajectories, log = restart.files
     screen = Screen(Console(soft_wrap=True), simulation, steps)
+    watch = Watch(member, simulation, screen.tell)
     interval, trouble = options.traj_interval, None
     with ExitStack() as files:
         writers = []
@@ -286,6 +295,7 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
                         writers[frame.structure](simulation.atoms_of(frame))
                     table.add(block)
                     screen.add(block)
+                    watch.look()
                     if interrupt.signal is not None:
                         break
                     restart.save_now_and_then(simulation)
@@ -296,7 +306,7 @@ def _run(options: MdOptions, simulation: Simulation, steps: int, restart: Restar
         if last[0].step % interval:
             for frame in last:
                 writers[frame.structure](simulation.atoms_of(frame))
-    screen.summary(restart.files)
+    screen.summary(restart.files, watch.largest)
     if trouble is not None:
         print(f"eqnet: error: {trouble} {last[0].step}", file=sys.stderr)
         return 1

@@ -131,8 +131,17 @@ class Screen:
         """Steps per second, compilation left out where possible."""
         return self.timed / self.seconds if self.seconds else 0.0
 
-    def summary(self, files: Sequence[Path]) -> None:
-        """Print what happened, and where it is: the trajectories, and the log as the last."""
+    def tell(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def summary(self, files: Sequence[Path], novelty: float | None = None) -> None:
+        """Print what happened, and where it is: the trajectories, and the log as the last.
+
+        Args:
+            files: written.
+            novelty: the largest that was seen, if it was looked at.
+        """
         if not self.temperature.count:
             return
         simulation = self.simulation
@@ -148,6 +157,8 @@ class Screen:
             table.add_row("volume", f"{mean:.2f} A^3, at the end {self.last_volume:.2f}")
             table.add_row("pressure", f"{self.pressure.moments()[0]:.3f} GPa")
         self._conservation(table)
+        if novelty is not None:
+            table.add_row("novelty", f"up to {novelty:.2f} of what was validated, by samples")
         if self.seconds:
             day = self.speed() * simulation.time_step * 86400e-6
             each = " of each structure" * many

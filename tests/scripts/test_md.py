@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_run
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from flax import nnx
 from morse import MODELS, model_of, morse_potential
 
 import eqnet.models
-from eqnet.errors import InputError
+from eqnet import EqnetCalculator
+from eqnet.data.frame import to_atoms
+from eqnet.errors import InputError, OutOfDomain
 from eqnet.model_file import save
-from eqnet.scripts import run
+from eqnet.models import MACE, MACEConfig
+from eqnet.potential import Potential
+from eqnet.scripts import md_watch, run
 from eqnet.scripts.md import main
+from eqnet.uncertainty import calibrate
 
 
 @pytest.fixture
@@ -234,3 +243,44 @@ def test_help_needs_no_jax(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: eqnet" in done.stdout
+
+
+def test_atoms_that_get_far_from_the_training_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The novelty that is shown is that of a frame by the calculator, beyond the bound it warns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(md_watch, "FIRST", 0.0)
+    monkeypatch.setattr(md_watch, "SHARE", np.inf)
+    known = small_run.frames(20)
+    config = MACEConfig(
+        (1, 8), r_max=3.0, num_channels=4, max_L=0, max_ell=1, correlation=2, num_interactions=1
+    )
+    potential = Potential(
+        MACE(config, rngs=nnx.Rngs(0)), elements=(1, 8), cutoff=3.0,
+        atomic_energies=[0.0, 0.0], scale=[0.1, 0.1], shift=[0.0, 0.0],
+    )  # fmt: skip
+    sure = calibrate(potential, known[:12], known[12:])
+    save(
+        "small.eqnet", potential, model_name="mace", config=config, training={}, examples=[],
+        uncertainty=sure,
+    )  # fmt: skip
+    water = to_atoms(known[0])
+    water.positions *= 1.5
+    write("water.xyz", water)
+    words = ["small.eqnet", "water.xyz", "--steps", "60", "--traj_interval", "1"]
+    assert main([*words, "--temperature", "3000"]) == 0
+    out = capsys.readouterr().out
+    (shown,) = re.findall(r"up to ([\d.]+) of what was validated", out)
+    notes = re.findall(r"at step (\d+) atom (\d) \((\w)\) is ([\d.]+) times as far", out)
+    calculator = EqnetCalculator("small.eqnet")
+    novelties = []
+    for image in frames("water_md.traj"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OutOfDomain)
+            novelties.append(calculator.get_property("novelty", image))
+    assert any(float(shown) == pytest.approx(n.max(), abs=0.006) for n in novelties)
+    assert notes and float(shown) > 2
+    for step, atom, element, value in notes:
+        assert water.get_chemical_symbols()[int(atom)] == element
+        assert novelties[int(step)][int(atom)] == pytest.approx(float(value), abs=0.06)
