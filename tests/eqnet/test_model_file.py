@@ -411,6 +411,18 @@ def test_format_1_is_read() -> None:
     assert "novelty" not in calc.results
 
 
+def test_format_2_is_read() -> None:
+    """Its answers and its uncertainty are those it had when it was written."""
+    path = Path(__file__).parents[1] / "references" / "model_format_2.eqnet"
+    assert read_info(path)["format"] == 2
+    calc = EqnetCalculator(path, dtype="float64")
+    water = Atoms("OH2", [[0.0, 0.0, 0.0], [0.9, 0.1, 0.0], [-0.3, 0.9, 0.2]], calculator=calc)
+    assert water.get_potential_energy() == pytest.approx(-10000.016684769927, abs=1e-9)
+    novelty = [0.3842330967293287, 0.26942528694677004, 0.2645890032227164]
+    np.testing.assert_allclose(calc.results["novelty"], novelty, rtol=1e-7)
+    assert calc.results["energy_uncertainty"] == pytest.approx(0.000447341462670502, rel=1e-7)
+
+
 def test_uncertainty_travels(model: Path, tmp_path: Path) -> None:
     path = Path(__file__).parents[1] / "references" / "model_format_1.eqnet"
     potential, size = load(path, dtype="float64"), 4 + 16
