@@ -25,12 +25,12 @@ from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.interrupt import Interrupt
 from eqnet.ops.timing import Clock
-from eqnet.optimizer import Plateau
 from eqnet.options import TrainOptions
+from eqnet.plan import Plan, Position, Stop
 from eqnet.progress import Pace, Progress
 from eqnet.run_folder import History
 from eqnet.team import Team
-from eqnet.training import Outcome, Position, Program, Stop, Task, TrainState, Weights
+from eqnet.training import Outcome, Program, Task, TrainState, Weights
 
 LOOK_SECONDS = 2.0  # between looks into a long epoch: progress, and whether the loss is finite
 AGREE = 10  # steps between the moments when several processes agree whether to stop
@@ -72,7 +72,7 @@ class Fit:
         self.begun = time.monotonic()
         self.started = self.begun if started is None else started
         self.dtype = np.dtype(options.run.default_dtype)
-        self.epochs = options.run.max_num_epochs or 1
+        self.plan = Plan(options, problem.steps_per_epoch)
         self.step = Program(
             team.together(training.train_step(problem, team.add)),
             donate=True,
@@ -105,10 +105,10 @@ class Fit:
         """
         self._restore()
         self._loop = Clock.now()
-        with Interrupt() as interrupt, self.progress.start(self.epochs):
-            stop = self._finished()
+        with Interrupt() as interrupt, self.progress.start(self.plan.epochs):
+            stop = self.plan.finished(self.position)
             while stop is None:
-                stop = self._epoch(interrupt) or self._finished()
+                stop = self._epoch(interrupt) or self.plan.finished(self.position)
             self.save()
             unseen = self.position.batch > 0 or not self.history.rows
             number = self.team.most(interrupt.signal or 0)
@@ -123,18 +123,6 @@ class Fit:
             complete=stop.complete,
             signal=number or None,
         )
-
-    def _finished(self) -> Stop | None:
-        """Whether the limits of epochs, steps and patience leave nothing to do."""
-        run, position = self.options.run, self.position
-        if position.epoch >= self.epochs:
-            return Stop(f"{self.epochs} epochs", True)
-        if run.max_num_steps is not None and position.step >= run.max_num_steps:
-            return Stop(f"{run.max_num_steps} steps", True)
-        if position.batch == 0 and not self._stage_two_left() and self._out_of_patience():
-            waited = position.epoch - position.best_epoch
-            return Stop(f"no better validation loss for {waited} epochs", True)
-        return None
 
     def _restore(self) -> None:
         """Go on from the newest intact checkpoint, or make sure that one can be kept."""
@@ -156,7 +144,7 @@ class Fit:
         self.history.restart(self.position.epoch)
         if step:
             self.progress.tell(
-                f"going on from step {step} (epoch {self.position.epoch} of {self.epochs})"
+                f"going on from step {step} (epoch {self.position.epoch} of {self.plan.epochs})"
             )
 
     def _read_back(self, like: Any) -> None:
@@ -235,15 +223,15 @@ class Fit:
     def _end_epoch(self) -> None:
         """Count the epoch, validate, and begin the second stage if it is time."""
         epoch = self.position.epoch + 1
-        if epoch % self.options.run.eval_interval == 0 or epoch == self.epochs:
+        if epoch % self.options.run.eval_interval == 0 or epoch == self.plan.epochs:
             self._validate()
         else:
             self._check_finite()
         self.position = replace(self.position, epoch=epoch, batch=0)
         zero = self.team.same(jnp.zeros((), self.state.loss_sum.dtype))
         self.state = replace(self.state, loss_sum=zero)
-        if self._stage_two_left() and self._stage_two_begins():
-            self._begin_stage_two()
+        if self.plan.second_stage_begins(self.position):
+            self._begin_second_stage()
 
     # ------------------------------------------------------------------------------ validation
 
@@ -281,7 +269,9 @@ class Fit:
             self.position = replace(self.position, best_loss=loss, best_epoch=epoch)
         self.history.append(row)
         self._drive_plateau(epoch, loss)
-        left = self._pace.left(self.epochs - epoch, self.train.num_batches, self.train.batch_size)
+        left = self._pace.left(
+            self.plan.epochs - epoch, self.train.num_batches, self.train.batch_size
+        )
         self.progress.validated(row, best=best, left=left)
         self._looked = self._working()
 
@@ -296,24 +286,10 @@ class Fit:
         )
 
     def _drive_plateau(self, epoch: int, loss: float) -> None:
-        options, position = self.options.optimizer, self.position
-        if options.scheduler != "plateau" or options.lr_factor is None:
-            return
-        plateau = Plateau(
-            options.lr_factor,
-            options.scheduler_patience or 0,
-            position.plateau_loss,
-            position.plateau_epoch,
-        )
-        plateau, lower = plateau.update(epoch, loss)
-        lr = position.lr * options.lr_factor if lower else position.lr
-        self.position = replace(
-            position, plateau_loss=plateau.best, plateau_epoch=plateau.best_epoch, lr=lr
-        )
-        if lower:
-            rate = self.team.same(jnp.asarray(lr, self.dtype))
-            stage = replace(self.state.stage, lr=rate)
-            self.state = replace(self.state, stage=stage)
+        before, self.position = self.position.lr, self.plan.at_plateau(self.position, epoch, loss)
+        if self.position.lr != before:
+            rate = self.team.same(jnp.asarray(self.position.lr, self.dtype))
+            self.state = replace(self.state, stage=replace(self.state.stage, lr=rate))
 
     def _validation_batches(self) -> Iterator[tuple[AtomGraph, Targets]]:
         """The validation batches; small sets stay, on the device if one process has all of them."""
@@ -335,44 +311,15 @@ class Fit:
 
     def _stage(self) -> training.StageState:
         """The numbers of the stage that begins at the present position."""
-        options, position = self.options, self.position
-        two = position.stage == 2
-        last = self.epochs if two else options.stage_two.start_stage_two or self.epochs
-        length = (last - position.epoch) * self.problem.steps_per_epoch
-        if options.run.max_num_steps is not None:
-            length = min(length, options.run.max_num_steps - position.step)
-        weights = self.problem.term_weights(options, second=two)
+        position, second = self.position, self.position.stage == 2
+        weights = self.problem.term_weights(self.options, second=second)
+        length = self.plan.stage_length(position)
         return training.stage_state(position.lr, position.step, length, weights, self.dtype)
 
-    def _stage_two_left(self) -> bool:
-        return self.options.stage_two.stage_two and self.position.stage == 1
-
-    def _stage_two_begins(self) -> bool:
-        position, start = self.position, self.options.stage_two.start_stage_two
-        return position.epoch < self.epochs and (
-            (start is not None and position.epoch >= start) or self._out_of_patience()
-        )
-
-    def _out_of_patience(self) -> bool:
-        """Whether the validation of this epoch, if there was one, ends the wait."""
-        run, position = self.options.run, self.position
-        if run.patience is None or position.epoch % run.eval_interval:
-            return False
-        return position.epoch - position.best_epoch >= run.patience
-
-    def _begin_stage_two(self) -> None:
-        epoch = self.position.epoch
-        self.position = replace(
-            self.position,
-            stage=2,
-            lr=self.options.stage_two.stage_two_lr or self.position.lr,
-            best_loss=math.inf,
-            best_epoch=epoch,
-            plateau_loss=math.inf,
-            plateau_epoch=epoch,
-        )
+    def _begin_second_stage(self) -> None:
+        self.position = self.plan.second_stage(self.position)
         self.state = replace(self.state, stage=self.team.same(self._stage()))
-        self.progress.tell(f"second stage from epoch {epoch + 1}")
+        self.progress.tell(f"second stage from epoch {self.position.epoch + 1}")
 
     # ------------------------------------------------------------------------------ faults, times
 

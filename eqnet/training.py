@@ -7,10 +7,9 @@ finite) is decided on the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from eqnet.graph import AtomGraph
 from eqnet.ops.timing import Clock
 from eqnet.optimizer import course, ema_decay, optimizer
 from eqnet.options import LossOptions, OptimizerOptions, TrainOptions
+from eqnet.plan import Position
 from eqnet.potential import Potential
 
 if TYPE_CHECKING:
@@ -58,31 +58,6 @@ class TrainState:
     rate: jax.Array  # [] learning rate of the last step
     bad_step: jax.Array  # [] int32, first step without a finite loss and gradient, or -1
     key: jax.Array  # [2] uint32, for models that draw random numbers: fold_in(key, step)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run is, as the host counts it."""
-
-    step: int = 0
-    epoch: int = 0  # whole epochs
-    batch: int = 0  # steps into the next one
-    stage: int = 1
-    lr: float = 0.0  # before the course within the stage
-    best_loss: float = math.inf  # of the present stage
-    best_epoch: int = 0
-    plateau_loss: float = math.inf
-    plateau_epoch: int = 0
-    seconds: float = 0.0  # of all processes that worked on the run
-    loop_wall: float = 0.0  # seconds of them in the loop, without compilation
-    loop_cpu: float = 0.0  # CPU seconds of all threads meanwhile
-
-
-class Stop(NamedTuple):
-    """Why a run ends."""
-
-    reason: str  # in words
-    complete: bool  # whether nothing is left to do
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,10 @@ class RestartFile:
             if before != value and name in ("model", "structure"):
                 raise InputError(f"{self.path} belongs to another {name} file; give that one")
             if before != value:
+                was, now = ("its default" if v is None else v for v in (before, value))
                 raise InputError(
-                    f"{self.path} belongs to a run with {name} = {before}, not {value}: only "
-                    "--steps and --time_ps may differ"
+                    f"{self.path} belongs to a run with {name} = {was}, not {now}: only --steps "
+                    "and --time_ps may differ"
                 )
         simulation.restore(found.state)
         if simulation.step > steps:
