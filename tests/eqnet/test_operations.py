@@ -40,7 +40,7 @@ def test_what_nobody_uses_does_not_count() -> None:
         def step(sums: tuple, _: None) -> tuple:
             return (sums[0] + 1, sums[1] + x @ x), None
 
-        return jax.lax.scan(step, (0.0, x), None, length=10)[0][0]
+        return jax.lax.scan(step, (jnp.zeros(()), x), None, length=10)[0][0]
 
     assert count(function, jnp.ones((4, 4))) == 10
 
