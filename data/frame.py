@@ -72,7 +72,7 @@ def to_atoms(frame: Frame) -> Atoms:
 
 
 def from_atoms(atoms: Atoms, *, file: str = "", index: int = 0) -> Frame:
-    """Take the structure of ASE atoms, without labels; `labels.label_frames` reads those too."""
+    """Take the structure of ASE atoms and its charge; `labels.label_frames` reads labels too."""
     return Frame(
         numbers=np.asarray(atoms.numbers, dtype=np.int64).copy(),
         positions=np.asarray(atoms.positions, dtype=np.float64).copy(),
@@ -80,4 +80,5 @@ def from_atoms(atoms: Atoms, *, file: str = "", index: int = 0) -> Frame:
         pbc=np.asarray(atoms.pbc, dtype=bool).copy(),
         file=file,
         index=index,
+        info={name: atoms.info[name] for name in ("charge",) if name in atoms.info},
     )

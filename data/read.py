@@ -299,6 +299,10 @@ def _read_other(path: Path) -> Iterator[Atoms]:
     try:
         yield from ase.io.iread(path, index=":")
     except Exception as error:  # every reader of ASE has its own exceptions
+        if path.suffix == ".aselmdb" and isinstance(error, ImportError):
+            raise InputError(
+                f"{path}: reading .aselmdb needs a package: pip install 'eqnet[lmdb]'"
+            ) from None
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
 

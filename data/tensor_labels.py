@@ -160,19 +160,26 @@ def check_structure(kind: TensorKind, frame: Frame, name: str) -> None:
 
     Raises:
         InputError: a sum of charges times positions where there are periodic images or a total
-            charge (`charge` of the structure), as it depends on the origin; charges that do not add
-            up to zero; a tensor per volume where there is none.
+            charge (`charge` of the structure), as it depends on the origin; charges of atoms of
+            such a structure; a tensor per volume where there is none.
     """
     where = f"{frame.name}: {name}"
     if kind.charges and frame.pbc.any():
         raise InputError(f"{where} of a periodic structure depends on the choice of the cell")
-    charge = float(frame.info.get("charge", 0.0))
-    if kind.charges and charge:
+    if kind.charges and _charge(frame):
         raise InputError(f"{where} of a structure with a charge depends on the origin")
-    if kind.zero_sum and not kind.shape and charge:
+    if kind.zero_sum and not kind.shape and _charge(frame):
         raise InputError(f"{where} are made to add up to zero, but the structure has a charge")
     if kind.per == "volume" and not frame.volume:
         raise InputError(f"{where} is per volume, but the structure is not periodic in all axes")
+
+
+def _charge(frame: Frame) -> float:
+    try:
+        return float(frame.info.get("charge", 0.0))
+    except (TypeError, ValueError):
+        charge = str(frame.info["charge"])[:40]
+        raise InputError(f"{frame.name}: the charge {charge!r} is no number") from None
 
 
 def symmetrised(symmetry: str, tensor: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ class Answers:
         return jax.device_put(values, everywhere(self._mesh, self._device))
 
     def _computing(self, frames: Sequence[Frame]) -> Any:
-        what = lambda: self.neighbors.size_of(frames)  # noqa: E731
+        what = partial(self.neighbors.size_of, frames)
         return computing(self._device, double=self.dtype == "float64", what=what)
 
     def _numbers(self, frames: Sequence[Frame]) -> list[list[Found]]:
@@ -163,8 +163,9 @@ class Answers:
 
     def _at(self, frames: Sequence[Frame]) -> AtomGraph:
         """The graph of structures on the device, from the list in use if that will do."""
-        graph = self._graph if self.neighbors.covers(*frames) else None
-        if graph is None:
+        graph = self._graph
+        if graph is None or not self.neighbors.covers(*frames):
+            self._graph = None  # an error below leaves none behind
             self._graph = graph = self._put(self.neighbors.build(*frames))
         positions = np.concatenate([frame.positions for frame in frames])
         self._replay()

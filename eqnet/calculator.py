@@ -24,7 +24,7 @@ from eqnet.committee import VARIANCES, Member, Source, open_member, warn_outside
 from eqnet.compiled_programs import keep_compiled_programs
 from eqnet.data.frame import Frame, from_atoms
 from eqnet.device import Device, computing, find_device, find_dtype, shared_cores
-from eqnet.errors import InputError
+from eqnet.errors import Forked, InputError
 from eqnet.files import digest
 from eqnet.potential import Potential
 from eqnet.tensor_evaluation import predict
@@ -76,6 +76,7 @@ class EqnetCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
     ignored_changes = {"initial_charges", "initial_magmoms"}
+    _forked: Forked | None = None  # why a pickle could not be opened
 
     def __init__(
         self,
@@ -165,6 +166,7 @@ class EqnetCalculator(Calculator):
     ) -> None:
         """Fill `results`; all of a structure at once, but for the tensors that are not wanted."""
         with self._lock:
+            self._refuse_fork()
             self.results = {}
             super().calculate(atoms, list(properties), list(system_changes))
             frame = frame_of(self.atoms, properties)
@@ -185,6 +187,7 @@ class EqnetCalculator(Calculator):
             InputError: the model or the device have no answers at all.
         """
         with self._lock:
+            self._refuse_fork()
             answers = self._answers.of(frames)
             self._warn(frames, answers)
             return answers
@@ -227,6 +230,7 @@ class EqnetCalculator(Calculator):
         it; of a periodic structure it is that of the cell's own atoms, all images moving alike.
         """
         with self._lock:
+            self._refuse_fork()
             frame = frame_of(atoms if atoms is not None else self.atoms)
             return self._answers.hessian(frame)
 
@@ -246,6 +250,18 @@ class EqnetCalculator(Calculator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        self._lock = threading.RLock()
+        try:
+            self._open_again(state)
+        except Forked as error:  # told when it is used: a pool that fails to unpickle waits forever
+            self._forked = error
+
+    def _refuse_fork(self) -> None:
+        if self._forked is not None:
+            raise self._forked
+
+    def _open_again(self, state: dict[str, Any]) -> None:
+        """Device and members of a pickle."""
         self._mesh = shared_cores(self.cores)
         self.device = find_device(state["device"])
         if self.tensors is not None:
@@ -277,7 +293,7 @@ def frame_of(
     """The structure that a calculator was given; `file` and `index` are for errors.
 
     Raises:
-        InputError: none.
+        InputError: no structure was given.
         PropertyNotImplementedError: stress is asked for, and it has no volume.
     """
     if atoms is None:

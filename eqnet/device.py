@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eqnet.errors import InputError
+from eqnet.errors import Forked, InputError
 from eqnet.ops.apart import platform
 from eqnet.ops.blocks import ROWS
 
@@ -23,17 +23,17 @@ PRECISIONS = ("float32", "float64")
 _home: int | None = None  # the process that computes
 
 
-def _compute_here() -> None:
+def refuse_fork() -> None:
     """From now on a fork of this process cannot use its devices, and this one must be no such fork.
 
     Raises:
-        InputError: it is.
+        Forked: it is.
     """
     global _home
     if _home is None:
         _home = os.getpid()
     if _home != os.getpid():
-        raise InputError(
+        raise Forked(
             "this process was forked from one that had computed with JAX, whose threads a fork "
             "does not have: use spawn, as in multiprocessing.get_context('spawn'), or fork before "
             "anything is computed"
@@ -47,7 +47,7 @@ def find_device(device: str | Device | None) -> Device:
         InputError: there is no such device here; a CPU never stands in for a GPU. Or the process
             was forked from one that had computed, and would wait for its threads forever.
     """
-    _compute_here()
+    refuse_fork()
     if isinstance(device, jax.Device):
         return device
     if device is None:
@@ -106,6 +106,7 @@ def program(function: Callable[..., Any], **options: Any) -> Any:
     On a CPU LLVM's optimisation at level 1 takes a sixth less time to compile than at 2, and the
     programs are as fast.
     """
+    refuse_fork()
     level = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
     return jax.jit(function, compiler_options=level, **options)
 
@@ -141,7 +142,7 @@ def computing(device: Device, *, double: bool, what: str | Callable[[], str]) ->
     Raises:
         InputError: the device ran out of memory; or the process is a fork, as in `find_device`.
     """
-    _compute_here()
+    refuse_fork()
     try:
         with jax.default_device(device), jax.enable_x64(double):
             yield

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """A mistake in a file, an option or a call; the message is a sentence that says what to do."""
 
 
+class Forked(InputError):
+    """The process is a fork of one that had computed, whose threads it lacks."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Errors of the system inside carry the name of a file, which those of writing lack."""

@@ -239,6 +239,12 @@ def lengths_of(graph: AtomGraph, r_max: float, p: int) -> tuple[jax.Array, jax.A
     The envelope is `polynomial_cutoff` of order p at r_max, and zero in slots without an edge.
     """
     vectors = displacements(graph)
+    return vectors, *length_and_envelope(vectors, jnp.asarray(graph.neighbor_mask), r_max, p)
+
+
+def length_and_envelope(
+    vectors: jax.Array, mask: jax.Array, r_max: float, p: int
+) -> tuple[jax.Array, jax.Array]:
+    """The same of vectors [..., 3] and of a mask of the slots with an edge."""
     distance = jnp.linalg.norm(vectors, axis=-1)
-    envelope = polynomial_cutoff(distance, r_max, p)
-    return vectors, distance, envelope * jnp.asarray(graph.neighbor_mask, distance.dtype)
+    return distance, polynomial_cutoff(distance, r_max, p) * mask.astype(distance.dtype)

@@ -21,6 +21,7 @@ import safetensors.numpy
 from flax import nnx
 
 from eqnet import archive
+from eqnet.device import refuse_fork
 from eqnet.errors import InputError
 
 #: Written by this version; 1 is read too: it has no uncertainty.
@@ -40,6 +41,11 @@ KINDS = {
     "potential": "energies and forces: open it with eqnet.load or EqnetCalculator",
     "tensors": "tensors, not energies: open it with eqnet.load_tensors or `eqnet tensors`",
 }
+
+#: The largest values of options of models that are counted in loops, and of all others; a layer has
+#: at least one array of weights.
+LARGEST = {"max_L": 11, "max_ell": 11, "m_max": 11, "correlation": 11}
+MOST = 10**6
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -90,12 +96,11 @@ def model_of(
         raise InputError(f"{path}: model {name!r} is unknown, this eqnet has {', '.join(MODELS)}")
     config_class, model_class = MODELS[name]
     config = config_from(path, config_class, description["config"])
-    layers = getattr(config, "num_interactions", 0)
-    if layers > len(weights):  # making them, if only their shapes, would never end
-        raise InputError(
-            f"{path}: config.json has num_interactions {layers}, and there are {len(weights)} "
-            "arrays of weights"
-        )
+    largest = {**LARGEST, "num_interactions": len(weights)}
+    for option, value in vars(config).items():
+        most = largest.get(option, MOST)
+        if isinstance(value, int) and value > most:  # its shapes alone might never end
+            raise InputError(f"{path}: config.json has {option} {value}, and {most} is the most")
     return name, model_class, config
 
 
@@ -196,6 +201,7 @@ def built(
         InputError: the configuration is no such model's, the weights do not fit, or the model has
             no such method.
     """
+    refuse_fork()
     try:
         shapes = nnx.eval_shape(lambda: construct("default"))
     except InputError:

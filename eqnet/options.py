@@ -156,9 +156,9 @@ class RunOptions:
     eval_interval: int = 1
     """Epochs between validations."""
     drift_ps: float = 0.0
-    """Picoseconds of dynamics at constant energy after the training, from the first validation
-    structure at 300 K: results.json, the report and the model file then say how its energy drifts.
-    0 for none."""
+    """Picoseconds of dynamics at constant energy (steps of 0.5 fs) when the training is complete,
+    from the first validation structure at 300 K: results.json, the report and the model file then
+    say how its energy drifts. 0 for none."""
     checkpoint_interval: float = 60.0
     """Seconds between checkpoints; the numbers of a resumed run do not depend on it."""
     default_dtype: Literal["float32", "float64"] = "float32"
@@ -209,7 +209,7 @@ class TrainOptions:
 
 def free_options(options: TrainOptions) -> frozenset[str]:
     """Options that may differ when a run goes on: they leave the steps already made as they are."""
-    names = {"max_minutes", "checkpoint_interval", "wandb_project", "work_dir", "allow"}
+    names = {"max_minutes", "checkpoint_interval", "drift_ps", "wandb_project", "work_dir", "allow"}
     names |= {
         "train_file",
         "valid_file",
@@ -256,6 +256,8 @@ def check(options: TrainOptions) -> None:
     if options.loss.energy_weight == 0 and options.loss.forces_weight == 0:
         if not options.loss.stress_weight:
             raise InputError("all weights of the loss are 0: give energy_weight or forces_weight")
+    if 0 < 1000 * options.run.drift_ps < 0.5:
+        raise InputError("drift_ps must be 0, or at least 0.0005, a step of the simulation")
     name = options.run.name
     if name is not None and (not name.strip(". ") or any(c in name for c in "/\\\0")):
         raise InputError(f"name must be a plain file name, not {name!r}; use work_dir for folders")

@@ -13,6 +13,7 @@ from eqnet.data.elements import symbol
 from eqnet.data.frame import Frame
 from eqnet.data.part import take
 from eqnet.equivariance import answers_and_error, is_rounding, sentence
+from eqnet.errors import InputError
 from eqnet.evaluation import Answer, evaluate, finite
 from eqnet.experiment import Experiment
 from eqnet.potential import Potential
@@ -59,16 +60,8 @@ def finish(
     errors = metrics.errors(test, answers)
     facts = {"methods": methods_of(best.model), **_facts(experiment, outcome)}
     summary = {}
-    if run.drift_ps and outcome.complete:
-        tell(f"simulating {run.drift_ps:g} ps at constant energy")
-        facts["nve"] = energy_drift.measure(
-            best,
-            experiment.frames["valid"][0],
-            run.drift_ps,
-            dtype=run.default_dtype,
-            device=run.device,
-        )
-        summary["Conservation of energy"] = energy_drift.sentence(facts["nve"])
+    if run.drift_ps:
+        summary["Conservation of energy"] = _simulate(experiment, outcome, best, facts, tell)
         tell(summary["Conservation of energy"])
     equivariance = _save(folder.best_model, best, experiment, {**facts, "test": errors})
     last = problem.with_weights(outcome.last)
@@ -92,6 +85,27 @@ def finish(
         results["not_finite"] = lost
     folder.write_results(results)
     return results
+
+
+def _simulate(
+    experiment: Experiment,
+    outcome: Outcome,
+    best: Potential,
+    facts: dict[str, Any],
+    tell: Callable[[str], None],
+) -> str:
+    """Adds what a simulation at constant energy shows to the facts; returns it in words."""
+    if not outcome.complete:
+        return "no simulation: the run is not complete"
+    run, frame = experiment.options.run, experiment.frames["valid"][0]
+    tell(f"simulating {run.drift_ps:g} ps at constant energy")
+    try:
+        facts["nve"] = energy_drift.measure(
+            best, frame, run.drift_ps, dtype=run.default_dtype, device=run.device
+        )
+    except InputError as error:  # the training is worth more than this
+        return f"no simulation: {error}"
+    return energy_drift.sentence(facts["nve"])
 
 
 def methods_of(model: Any) -> dict[str, list[str]]:
@@ -124,7 +138,8 @@ def _save(
 def limits(experiment: Experiment) -> dict[str, Any]:
     """What decides how long a run is; a run that ended with the same limits is finished."""
     run = experiment.options.run
-    return {name: getattr(run, name) for name in ("max_num_epochs", "max_num_steps", "patience")}
+    names = ["max_num_epochs", "max_num_steps", "patience"] + ["drift_ps"] * bool(run.drift_ps)
+    return {name: getattr(run, name) for name in names}
 
 
 def _facts(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:

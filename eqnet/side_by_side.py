@@ -124,7 +124,9 @@ class OneOfSeveral(Calculator):
 
     def __init__(self, group: SideBySide, index: int) -> None:
         super().__init__()
-        self.implemented_properties = group.calculator.implemented_properties
+        known = group.calculator.implemented_properties
+        # stresses of atoms come from a program of one structure
+        self.implemented_properties = [name for name in known if name != "stresses"]
         self._group, self._index = group, index
 
     def calculate(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -145,8 +146,8 @@ class Simulation:
         self._list = VerletList(potential.elements, potential.cutoff, skin, self.dtype)
         self._compiled: list[tuple[int, ...]] = []
         self._step_seconds = 0.01
-        self._list.build(*self._structures.frames)
         with self._computing():
+            self._list.build(*self._structures.frames)
             self._setup(options, seed)
 
     def _setup(self, options: Mapping[str, Any], seed: int) -> None:
@@ -184,7 +185,7 @@ class Simulation:
         return jax.device_put(tree, everywhere(self._mesh, self.device))
 
     def _computing(self) -> Any:
-        what = lambda: self._list.size_of(self._structures.frames)  # noqa: E731
+        what = partial(self._list.size_of, self._structures.frames)
         return computing(self.device, double=True, what=what)
 
     @property

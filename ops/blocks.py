@@ -131,7 +131,7 @@ def messages_in_blocks(
     *,
     summed: bool = True,
 ) -> Any:
-    """`function((x of the neighbours, operands), common)`, summed over the rows of each atom.
+    """`function((x of the neighbours, operands), common)` of all rows, or their sums by atom.
 
     On a core, neither what is gathered, nor its gradient, nor the result of a row is ever there for
     all rows: each block takes its part, and adds to the sums and to the gradient of x, one after
@@ -163,7 +163,8 @@ def messages_in_blocks(
     rows = (jnp.asarray(graph.neighbors), operands)
     neighbors, operands = jax.tree.map(lambda v: _cut(v, size, padding), rows)
     places = centers.reshape(-1, size), neighbors
-    values = _messages(function, graph.num_atoms if summed else 0, x, places, operands, common)
+    into = graph.num_atoms if summed else None
+    values = _messages(function, into, x, places, operands, common)
     if summed:
         return values
     return jax.tree.map(lambda v: v.reshape((-1, *v.shape[2:]))[:num_rows], values)
@@ -171,35 +172,35 @@ def messages_in_blocks(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _messages(
-    function: Callable, num_atoms: int, x: Any, places: tuple, operands: Any, common: Any
+    function: Callable, into: int | None, x: Any, places: tuple, operands: Any, common: Any
 ) -> Any:
-    """Sums over the rows of so many atoms, or, for 0, the results of each block."""
+    """Sums over the rows of so many atoms, or, for None, the results of each block."""
 
     def some_rows(x: Any, common: Any, sums: Any, block: tuple) -> tuple[Any, Any]:
         (centers, neighbors), own = block
         values = function((_rows_of(x, neighbors), own), common)
-        if not num_atoms:
+        if into is None:
             return sums, values
         return jax.tree.map(lambda s, v: s.at[centers].add(v, mode="drop"), sums, values), None
 
     def all_rows(blocks: tuple, x: Any, common: Any) -> Any:
-        if not num_atoms:
+        if into is None:
             return jax.lax.scan(partial(some_rows, x, common), None, blocks)[1]
         first = jax.tree.map(lambda v: v[0], (blocks[0][1], blocks[1]))
         values = jax.eval_shape(lambda n, own: function((_rows_of(x, n), own), common), *first)
-        zeros = jax.tree.map(lambda v: jnp.zeros((num_atoms, *v.shape[1:]), v.dtype), values)
+        zeros = jax.tree.map(lambda v: jnp.zeros((into, *v.shape[1:]), v.dtype), values)
         return _total(jax.lax.scan(partial(some_rows, x, common), zeros, blocks)[0])
 
-    out = _EVERYWHERE if num_atoms else _SHARE
+    out = _SHARE if into is None else _EVERYWHERE
     return _on_each_device(all_rows, out)((places, operands), x, common)
 
 
-def _messages_forward(function: Callable, num_atoms: int, *arguments: Any) -> tuple[Any, tuple]:
-    return _messages(function, num_atoms, *arguments), arguments
+def _messages_forward(function: Callable, into: int | None, *arguments: Any) -> tuple[Any, tuple]:
+    return _messages(function, into, *arguments), arguments
 
 
 def _messages_backward(
-    function: Callable, num_atoms: int, arguments: tuple, gradient: Any
+    function: Callable, into: int | None, arguments: tuple, gradient: Any
 ) -> tuple:
     x, places, operands, common = arguments
 
@@ -209,7 +210,7 @@ def _messages_backward(
 
     def some_rows(x: Any, common: Any, gradient: Any, sums: tuple, block: tuple) -> tuple:
         (centers, neighbors), own, of_rows = block
-        if num_atoms:
+        if into is not None:
             of_rows = jax.tree.map(lambda v: v.at[centers].get(mode="fill", fill_value=0), gradient)
         to_sent, to_own, to_common = pull(_rows_of(x, neighbors), own, common, of_rows)
         to_x, of_common = sums
@@ -222,7 +223,8 @@ def _messages_backward(
         return _total(sums), to_operands
 
     shared = _on_each_device(all_rows, (_EVERYWHERE, _SHARE))
-    of_atoms, of_blocks = (gradient, None) if num_atoms else (None, gradient)
+    # of sums every block looks up its own; of results each block has its own
+    of_atoms, of_blocks = (None, gradient) if into is None else (gradient, None)
     blocks = (places, operands, of_blocks)
     (to_x, to_common), to_operands = shared(blocks, x, common, of_atoms)
     return to_x, None, to_operands, to_common

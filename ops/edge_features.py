@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from eqnet.graph import AtomGraph, displacements
 from eqnet.irreps import IrrepsArray, spherical_irreps
-from eqnet.layers import bessel, polynomial_cutoff
+from eqnet.layers import bessel, length_and_envelope
 from eqnet.ops.blocks import rows_in_blocks
 from eqnet.so3 import spherical_harmonics
 
@@ -34,12 +34,11 @@ def edge_features(
     """
 
     def features(vectors: jax.Array, mask: jax.Array) -> tuple[IrrepsArray, jax.Array]:
-        distance = jnp.linalg.norm(vectors, axis=-1)
+        distance, envelope = length_and_envelope(vectors, mask, r_max, p)
         harmonics = spherical_harmonics(l_max, sign * vectors / distance[..., None])
         directions = IrrepsArray.from_blocks(
             spherical_irreps(l_max), [block[..., None] for block in harmonics]
         )
-        envelope = polynomial_cutoff(distance, r_max, p) * mask.astype(distance.dtype)
         return directions, bessel(distance, r_max, num_basis) * envelope[..., None]
 
     @jax.checkpoint

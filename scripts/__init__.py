@@ -25,7 +25,7 @@ COMMANDS = {
     "md": "molecular dynamics",
     "relax": "relax atoms, and the cell",
     "neb": "the path and the barrier between two structures",
-    "train_tensors": "fit dipoles, polarisabilities, Born charges or elasticity",
+    "train_tensors": "fit charges, dipoles, polarisabilities, Born charges or elasticity",
     "tensors": "dipoles and other tensors of structures",
     "info": "what is in a model file",
     "bench": "what tensor products and models cost on this machine",

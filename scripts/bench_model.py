@@ -176,7 +176,10 @@ def _repeated(frame: Frame, copies: tuple[int, int, int] | None) -> Frame:
         if number < 1:
             raise InputError(f"--repeat must be positive numbers of copies, not {number}")
         if number > 1 and not frame.cell[axis].any():
-            raise InputError(f"{frame.name}: --repeat needs a cell vector {axis + 1}: leave it 1")
+            raise InputError(
+                f"{frame.name}: the structure has no cell vector {axis + 1}: number {axis + 1} of "
+                "--repeat must be 1"
+            )
     larger = to_atoms(frame).repeat(copies)
     return from_atoms(larger, file=frame.file, index=frame.index)
 

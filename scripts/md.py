@@ -295,7 +295,7 @@ def _run(
                         writers[frame.structure](simulation.atoms_of(frame))
                     table.add(block)
                     screen.add(block)
-                    watch.look()
+                    watch.look(block)
                     if interrupt.signal is not None:
                         break
                     restart.save_now_and_then(simulation)

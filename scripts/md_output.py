@@ -158,7 +158,8 @@ class Screen:
             table.add_row("pressure", f"{self.pressure.moments()[0]:.3f} GPa")
         self._conservation(table)
         if novelty is not None:
-            table.add_row("novelty", f"up to {novelty:.2f} of what was validated, by samples")
+            words = f"up to {novelty:.2f} where it was looked at (1: the farthest validated)"
+            table.add_row("novelty", words)
         if self.seconds:
             day = self.speed() * simulation.time_step * 86400e-6
             each = " of each structure" * many

@@ -62,11 +62,13 @@ def _computing(options: TrainOptions) -> Iterator[None]:
     try:
         with jax.default_device(device), jax.enable_x64(options.run.default_dtype == "float64"):
             yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        on_host = isinstance(error, MemoryError)
+        if not on_host and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        where = "the host" if on_host else f"{device.platform}:{device.id}"
         raise InputError(
-            f"{device.platform}:{device.id} ran out of memory; lower --batch_size, "
+            f"{where} ran out of memory; lower --batch_size, "
             "--valid_batch_size or --num_channels, and go on with another --name"
         ) from None
 

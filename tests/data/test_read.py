@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -338,3 +339,13 @@ def test_frames_survive_writing_and_reading(tmp_path):
     for name in ("config_type", "energy_weight", "forces_weight", "stress_weight", "info"):
         assert getattr(first, name) == getattr(second, name)
     assert from_atoms(to_atoms(first)).energy is None
+
+
+def test_a_package_that_a_format_needs_is_named(tmp_path, monkeypatch):
+    def iread(*_, **__):
+        raise ModuleNotFoundError("No module named 'ase_db_backends'")
+
+    monkeypatch.setattr(ase.io, "iread", iread)
+    (tmp_path / "a.aselmdb").write_bytes(b"\x00")
+    with pytest.raises(InputError, match=r"a\.aselmdb: .*pip install 'eqnet\[lmdb\]'"):
+        read(tmp_path / "a.aselmdb")

@@ -23,6 +23,7 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from flax import nnx
 from eqnet import EqnetCalculator
+from eqnet.models import MODELS
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.potential import Potential
 from eqnet.simulate import Simulation
@@ -43,6 +44,22 @@ for cores in (1, 2):
 for one, two in zip(*found):
     np.testing.assert_allclose(two, one, rtol=1e-11, atol=1e-12)
 assert np.abs(found[0][1]).max() > 0.01
+
+
+# messages of rows that are summed later, and of several arrays of the neighbours
+for name, small in (("tdn", {"num_heads": 2}), ("egennet", {})):
+    config_class, model_class = MODELS[name]
+    with jax.enable_x64():
+        few = config_class((6,), r_max=4.0, num_channels=2, num_interactions=1, **small)
+        model = model_class(few, rngs=nnx.Rngs(0))
+    other = Potential(model, atomic_energies=[0.0], **values)
+    pair = []
+    for cores in (1, 2):
+        atoms.calc = EqnetCalculator(other, dtype="float64", cores=cores)
+        pair.append(atoms.get_forces())
+    np.testing.assert_allclose(pair[1], pair[0], rtol=1e-10, atol=1e-11)
+    assert np.abs(pair[0]).max() > 1e-6, name
+atoms.calc = EqnetCalculator(potential, dtype="float64", cores=2)
 
 simulation = Simulation(potential, atoms, time_step=1.0, dtype="float64", cores=2)
 *_, last = simulation.run(20)

@@ -117,8 +117,9 @@ def models(valid: bytes, sealed: Callable[[dict[str, bytes]], bytes]) -> dict[st
         for i, value in enumerate(values):
             changed = json.dumps(config | {key: value}).encode()
             found[f"{key} {i}"] = sealed({**members, "config.json": changed})
-    endless = config | {"config": config["config"] | {"num_interactions": 10**30}}
-    found["endless layers"] = sealed({**members, "config.json": json.dumps(endless).encode()})
+    for option in (name for name, value in config["config"].items() if type(value) is int):
+        endless = json.dumps(config | {"config": config["config"] | {option: 10**30}}).encode()
+        found[f"endless {option}"] = sealed({**members, "config.json": endless})
     return found
 
 

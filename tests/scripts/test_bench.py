@@ -71,7 +71,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
             ["model", "--repeat", "0", "1", "1"],
             "--repeat must be positive numbers of copies",
         ),
-        (["model", "--repeat", "1", "2", "1"], "--repeat needs a cell vector 2"),
+        (["model", "--repeat", "1", "2", "1"], "has no cell vector 2: number 2 of"),
         (["model", "--products", "gant"], "there is no product 'gant'; there is clebsch_gordan"),
         (["model", "--methods", "quick"], "no product here has a method 'quick'; there is"),
         (["model", "--product", "gaunt", "--products", "gaunt"], "say the same thing twice"),

@@ -21,13 +21,15 @@ from morse import MODELS, model_of, morse_potential
 
 import eqnet.models
 from eqnet import EqnetCalculator
-from eqnet.data.frame import to_atoms
+from eqnet.committee import Member
+from eqnet.data.frame import from_atoms, to_atoms
 from eqnet.errors import InputError, OutOfDomain
 from eqnet.model_file import save
 from eqnet.models import MACE, MACEConfig
 from eqnet.potential import Potential
 from eqnet.scripts import md_watch, run
 from eqnet.scripts.md import main
+from eqnet.simulate import Simulation
 from eqnet.uncertainty import calibrate
 
 
@@ -250,7 +252,7 @@ def test_atoms_that_get_far_from_the_training_are_told(
 ) -> None:
     """The novelty that is shown is that of a frame by the calculator, beyond the bound it warns."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(md_watch, "FIRST", 0.0)
+    monkeypatch.setattr(md_watch, "FIRST", -np.inf)
     monkeypatch.setattr(md_watch, "SHARE", np.inf)
     known = small_run.frames(20)
     config = MACEConfig(
@@ -271,7 +273,7 @@ def test_atoms_that_get_far_from_the_training_are_told(
     words = ["small.eqnet", "water.xyz", "--steps", "60", "--traj_interval", "1"]
     assert main([*words, "--temperature", "3000"]) == 0
     out = capsys.readouterr().out
-    (shown,) = re.findall(r"up to ([\d.]+) of what was validated", out)
+    (shown,) = re.findall(r"up to ([\d.]+) where it was looked at", out)
     notes = re.findall(r"at step (\d+) atom (\d) \((\w)\) is ([\d.]+) times as far", out)
     calculator = EqnetCalculator("small.eqnet")
     novelties = []
@@ -284,3 +286,14 @@ def test_atoms_that_get_far_from_the_training_are_told(
     for step, atom, element, value in notes:
         assert water.get_chemical_symbols()[int(atom)] == element
         assert novelties[int(step)][int(atom)] == pytest.approx(float(value), abs=0.06)
+
+
+def test_an_atom_that_stays_far_is_told_once() -> None:
+    told: list[str] = []
+    atoms = molecule("H2O")
+    simulation = Simulation(morse_potential(), [atoms, atoms], dtype="float64")
+    watch = md_watch.Watch(Member(morse_potential()), simulation, told.append)
+    for step, novelty in enumerate([3.0, 4.0, 1.0, 2.5]):
+        watch.judge(step, 1, from_atoms(atoms), np.array([0.5, novelty, 0.1]))
+    assert len(told) == 2 and watch.largest == 4.0
+    assert "at step 0 atom 1 (H) of structure 1 is 3.0 times" in told[0] and "step 3" in told[1]
