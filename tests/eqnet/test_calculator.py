@@ -377,39 +377,19 @@ def test_a_full_device_is_a_sentence_and_no_end(monkeypatch: pytest.MonkeyPatch)
     assert atoms.get_potential_energy() == pytest.approx(energy_of(atoms), rel=1e-12)
 
 
-FULL = """
-import resource
-import sys
-from pathlib import Path
-from ase import Atoms
-from ase.build import bulk
-from eqnet import EqnetCalculator, InputError
+def test_a_full_host_is_a_sentence_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = ethanol()
+    atoms.calc = calculator = EqnetCalculator(POTENTIAL, dtype="float64")
 
-calculator = EqnetCalculator(sys.argv[1], verify=False)
-small, large = bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (20, 20, 20)
-for atoms in (small, large):
-    atoms.numbers[:] = 8
-    atoms.calc = calculator
-energy = small.get_potential_energy()
-lines = Path("/proc/self/status").read_text().splitlines()
-(used,) = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmSize")]
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
-try:
-    large.get_potential_energy()
-except InputError as error:
-    print(error)
-small.positions += 1e-7
-assert abs(small.get_potential_energy() - energy) < 1e-4
-"""
+    def full(*args):
+        raise MemoryError("Unable to allocate 13.2 MiB")
 
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
-def test_memory_that_is_really_full() -> None:
-    """Address space for a small structure, and not for 32,000 atoms."""
-    command = [sys.executable, "-c", FULL, str(TRAINED)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "ran out of memory for 32000 atoms; use a smaller skin" in done.stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(calculator._answers.neighbors, "build", full)
+        words = "the host ran out of memory for 9 atoms; use a smaller skin, .* 13.2 MiB"
+        with pytest.raises(InputError, match=words):
+            atoms.get_potential_energy()
+    assert atoms.get_potential_energy() == pytest.approx(energy_of(atoms), rel=1e-12)
 
 
 def test_very_far(single: EqnetCalculator) -> None:
