@@ -118,7 +118,7 @@ def read_tensors(
     for name, tried in spellings.items():
         if required and not any(name in frame.tensors for frame in frames):
             raise InputError(
-                f"{path}: no structure has {' or '.join(tried)}; say which key holds the {name}"
+                f"{path}: no structure has {' or '.join(tried)}: give the {name} one of these names"
             )
     return frames
 

@@ -167,9 +167,9 @@ class EqnetCalculator(Calculator):
         """Fill `results`; all of a structure at once, but for the tensors that are not wanted."""
         with self._lock:
             self._refuse_fork()
-            self.results = {}
             super().calculate(atoms, list(properties), list(system_changes))
             frame = frame_of(self.atoms, properties)
+            self.results = {}  # not before: what cannot be asked for leaves them as they are
             (answer,) = self.answers([frame])
             if isinstance(answer, InputError):
                 raise answer

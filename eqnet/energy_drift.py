@@ -28,6 +28,8 @@ def measure(
 ) -> dict[str, Any]:
     """Velocity Verlet at constant energy from one structure, with velocities of 300 K.
 
+    A structure far from its minimum heats up: the temperature on the way is told.
+
     Args:
         potential: the model.
         frame: structure at the start.

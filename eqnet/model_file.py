@@ -164,7 +164,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What is in a model file, without building the model: config.json and sizes.
 
     Adds `file`, `bytes`, `sha256` (of the whole file), `weights` (name -> shape) and
-    `num_examples` (number of structures with answers).
+    `num_examples` (number of structures with answers) and `uncertainty` (whether it is there).
     """
     path = Path(path)
     members, description = open_file(path, {})
@@ -179,6 +179,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
         **description,
         "weights": {name: list(array.shape) for name, array in weights.items()},
         "num_examples": len(examples),
+        "uncertainty": "uncertainty.safetensors" in members,
     }
 
 

@@ -51,13 +51,14 @@ def _show(console: Console, info: dict[str, Any]) -> None:
         "parameters": f"{info['num_parameters']} in {len(info['weights'])} arrays, {info['dtype']}",
         **_settings(info),
         "structures with answers": info["num_examples"],
+        "uncertainty": "yes" if info["uncertainty"] else "no",
         "size": f"{info['bytes'] / 1e6:.2f} MB, format {info['format']}",
         "written by": f"eqnet {info['eqnet']}, "
         + ", ".join(f"{name} {number}" for name, number in info["versions"].items()),
         "SHA-256": info["sha256"],
     }
     training = dict(info["training"])
-    equivariance = training.pop("equivariance", None)
+    equivariance, nve = training.pop("equivariance", None), training.pop("nve", None)
     _pairs(console, "", general.items())
     if "potential" in info:
         _elements(console, info["potential"])
@@ -66,6 +67,10 @@ def _show(console: Console, info: dict[str, Any]) -> None:
     _pairs(console, f"options of {info['model']}", _options(info["config"]))
     if equivariance is not None:
         _pairs(console, "equivariance error", _equivariance(equivariance))
+    if nve is not None:
+        from eqnet.energy_drift import sentence
+
+        console.print(sentence(nve), markup=False, highlight=False)
     _pairs(console, "training", flat(training))
 
 

@@ -172,7 +172,9 @@ def fit(
         history=History(folder),
         progress=progress,
     ).run()
-    print(f"ended after {outcome.reason}; {outcome.position.seconds:.0f} s of training")
+    words = "" if outcome.complete else "; not complete: the same command goes on with it"
+    epochs, seconds = outcome.position.epoch, outcome.position.seconds
+    print(f"ended after {outcome.reason}: {epochs} epochs, {seconds:.0f} s of training{words}")
     return problem.with_weights(outcome.best)
 
 
