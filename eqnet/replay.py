@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from eqnet.data.check import check_cell
 from eqnet.data.frame import Frame
 from eqnet.data.items import make_items
 from eqnet.data.packing import pack
@@ -92,6 +93,7 @@ def _example(entry: dict[str, Any], index: int) -> Example:
         forces=None,
         stress=None,
     )
+    check_cell(frame.cell, frame.pbc, f"example {index}")
     stress = array("stress", 3, 3) if "stress" in entry else None
     if stress is not None and not frame.pbc.all():
         raise ValueError(f"example {index}: a stress without three periodic axes")

@@ -22,6 +22,7 @@ import safetensors.numpy
 from flax import nnx
 
 from eqnet import archive
+from eqnet.data.check import check_cell
 from eqnet.data.frame import Frame
 from eqnet.data.tensor_labels import TensorKind
 from eqnet.errors import InputError
@@ -200,6 +201,8 @@ def _replay(model: TensorModel, path: Path, data: bytes, dtype: str) -> None:
             )
             for index, entry in enumerate(entries)
         ]
+        for frame in frames:
+            check_cell(frame.cell, frame.pbc, f"example {frame.index}")
         wanted = [
             {name: np.array(entry["tensors"][name], float) for name, _ in model.kinds}
             for entry in entries

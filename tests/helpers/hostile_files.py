@@ -120,6 +120,9 @@ def models(valid: bytes, sealed: Callable[[dict[str, bytes]], bytes]) -> dict[st
     for option in (name for name, value in config["config"].items() if type(value) is int):
         endless = json.dumps(config | {"config": config["config"] | {option: 10**30}}).encode()
         found[f"endless {option}"] = sealed({**members, "config.json": endless})
+    examples = json.loads(members["examples.json"])
+    examples[0] |= {"cell": [[0.0] * 3] * 3, "pbc": [0, 0, 1e308]}
+    found["no cell vector"] = sealed({**members, "examples.json": json.dumps(examples).encode()})
     return found
 
 
