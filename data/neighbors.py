@@ -15,6 +15,8 @@ from vesin import NeighborList
 from eqnet.errors import InputError
 
 COINCIDENT = 1e-3  # angstrom; below it the direction of an edge has no meaning
+FARTHEST = 1e10  # angstrom from the origin
+MOST_CELLS = 1e5  # that vesin 0.6 makes of a box, see `_searchable`
 
 
 class Neighbors(NamedTuple):
@@ -44,16 +46,27 @@ def neighbor_list(
         cutoff: angstrom; it may exceed the cell many times over.
 
     Raises:
-        InputError: the cutoff is not positive and finite, or two atoms coincide.
+        InputError: the cutoff is not positive and finite, two atoms coincide, or one is so far away
+            that float64 has no digits for distances.
     """
     if not (np.isfinite(cutoff) and cutoff > 0):
         raise InputError(f"the cutoff is {cutoff} A; give a positive number such as 5.0")
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
-    search = NeighborList(cutoff=float(cutoff), full_list=False, n_threads=1)
-    i, j, shifts, distances = search.compute(
-        positions, periodic_cell(cell, pbc), pbc, quantities="ijSd"
-    )
+    far = np.abs(positions).max(axis=1, initial=0.0)
+    if len(far) and far.max() > FARTHEST:
+        worst = int(far.argmax())
+        raise InputError(
+            f"atom {worst} is {far[worst]:.1e} A from the origin, where distances have no digits "
+            "left: correct or remove the structure"
+        )
+    places, radius = _searchable(positions, periodic_cell(cell, pbc)[pbc], float(cutoff))
+    search = NeighborList(cutoff=radius, full_list=False, n_threads=1)
+    found = search.compute(places, periodic_cell(cell, pbc), pbc, quantities="ijSd")
+    if radius > cutoff:
+        near = found[3] < cutoff
+        found = [values[near] for values in found]
+    i, j, shifts, distances = found
     if len(distances) and distances.min() < COINCIDENT:
         worst = int(distances.argmin())
         raise InputError(
@@ -61,6 +74,38 @@ def neighbor_list(
             "correct or remove the structure"
         )
     return from_pairs(i.astype(np.int64), j.astype(np.int64), shifts, distances, positions)
+
+
+def _searchable(
+    positions: np.ndarray, vectors: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, float]:
+    """Positions [n, 3] and a radius with which vesin finds all pairs, and perhaps more.
+
+    It divides the box of all atoms into cells, and, where there would be too many, makes them
+    larger by the same factor along all directions. That ends the process with a division by zero
+    where the box is thin along one: a sheet or a chain of 0.1 micrometre, or two molecules as far
+    apart. Then empty space is cut down to twice the cutoff, which is no less far apart, and the
+    radius is raised until there are few enough cells.
+    """
+    free = np.linalg.svd(vectors)[2][len(vectors) :]  # directions that are not periodic
+    along = positions @ free.T
+    heights = 1 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)
+
+    def fits(along: np.ndarray, radius: float) -> bool:
+        cells = np.maximum(np.concatenate([heights, np.ptp(along, axis=0)]) // radius, 1)
+        return bool(cells.min() >= 1.3 * (cells.prod() / MOST_CELLS) ** (1 / 3))
+
+    if not len(positions) or fits(along, cutoff):
+        return positions, cutoff
+    packed = np.empty_like(along)
+    for axis, values in enumerate(along.T):
+        order = np.argsort(values)
+        gaps = np.minimum(np.diff(values[order]), 2 * cutoff)
+        packed[order, axis] = np.concatenate([[0.0], np.cumsum(gaps)])
+    radius = cutoff
+    while not fits(packed, radius):
+        radius *= 1.25
+    return positions + (packed - along) @ free, radius
 
 
 def periodic_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

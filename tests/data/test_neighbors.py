@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 from eqnet.data.neighbors import average_num_neighbors, neighbor_list
 from eqnet.errors import InputError
@@ -168,3 +169,50 @@ def test_coincident_atoms_and_useless_cutoffs_are_refused():
     for cutoff in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(InputError, match="cutoff"):
             neighbor_list(positions[:2], np.zeros((3, 3)), np.zeros(3, bool), cutoff)
+
+
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("places", [[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("far", [950.0, 1e4, 1e7])
+def test_groups_of_atoms_with_nothing_between(
+    pbc: tuple[int, int, int], places: list[float], far: float
+) -> None:
+    """Far apart along some directions they have the neighbours of each alone, the same edges."""
+    rng = np.random.default_rng(0)
+    cell = np.array([[6.0, 0.3, 0.1], [0.2, 5.0, -0.4], [0.0, 0.5, 7.0]])
+    axes = np.array(pbc, bool)
+    groups = [rng.uniform(0, 4, (5, 3)) for _ in range(3)]
+    # along directions without images; a group that met an image of another would be its neighbour
+    free = np.linalg.svd(cell[axes])[2][axes.sum() :]
+    step = np.asarray(places) @ free.T @ free * far
+    if not np.linalg.norm(step) > 100:
+        step = np.zeros(3)
+        groups = groups[:1]
+    every = np.concatenate([group + k * step for k, group in enumerate(groups)])
+    found = neighbor_list(every, cell, axes, 3.0)
+    alone = [neighbor_list(group, cell, axes, 3.0) for group in groups]
+    for name in ("centers", "neighbors"):
+        expected = [getattr(n, name) + 5 * k for k, n in enumerate(alone)]
+        np.testing.assert_array_equal(getattr(found, name), np.concatenate(expected))
+    np.testing.assert_array_equal(found.shifts, np.concatenate([n.shifts for n in alone]))
+    distances = np.concatenate([n.distances for n in alone])
+    np.testing.assert_allclose(found.distances, distances, atol=1e-8)
+    assert len(found.centers) >= 8
+
+
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 1, 0)])
+def test_a_sheet_of_a_tenth_of_a_micrometre(pbc: tuple[int, int, int]) -> None:
+    """Against a k-d tree."""
+    x = 12.0 * np.arange(84)
+    sheet = np.stack([*np.meshgrid(x, x), np.zeros((84, 84))], axis=-1).reshape(-1, 3)
+    pairs = np.concatenate([sheet, sheet + [1.0, 0.5, 0.2], sheet + [0.0, 2.5, -1.0]])
+    pairs[:, :2] += np.random.default_rng(0).normal(0, 0.1, (len(pairs), 2))
+    found = neighbor_list(pairs, np.diag([1008.0, 1008.0, 0.0]), np.array(pbc, bool), 3.0)
+    expected = cKDTree(pairs).query_pairs(3.0, output_type="ndarray")
+    assert len(found.centers) == 2 * len(expected) > 10_000
+
+
+def test_an_atom_where_distances_have_no_digits() -> None:
+    far = np.array([[0.0, 0.0, 0.0], [0.0, 1e30, 0.0]])
+    with pytest.raises(InputError, match=r"atom 1 is 1\.0e\+30 A from the origin"):
+        neighbor_list(far, np.zeros((3, 3)), np.zeros(3, bool), 3.0)
