@@ -118,7 +118,10 @@ def replay(
     if not examples:
         return 0.0
     frames = [dataclasses.replace(example.frame, index=i) for i, example in enumerate(examples)]
-    items = make_items(frames, potential.elements, potential.cutoff)
+    try:
+        items = make_items(frames, potential.elements, potential.cutoff)
+    except InputError as error:
+        raise InputError(f"{path}: its examples cannot be replayed: {error}") from None
     graphdef, state = nnx.split(potential)
     wanted = any(example.stress is not None for example in examples)
     with jax.enable_x64(dtype == "float64"):
