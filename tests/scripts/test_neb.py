@@ -9,10 +9,10 @@ import pytest
 from ase import Atoms
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from interruption import interrupt
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
-from eqnet.answers import Answers
 from eqnet.errors import InputError
 from eqnet.model_file import save
 from eqnet.scripts import run
@@ -110,15 +110,7 @@ def test_the_last_good_band_is_kept(
     error: BaseException,
     call: int,
 ) -> None:
-    calculate, calls = Answers._run, []
-
-    def stop(self, graph, sizes):
-        calls.append(sizes)
-        if len(calls) == call:
-            raise error
-        return calculate(self, graph, sizes)
-
-    monkeypatch.setattr(Answers, "_run", stop)
+    interrupt(monkeypatch, error, call)
     named = isinstance(error, InputError)
     argv = ["model.eqnet", "left.xyz", "right.xyz", "--images", "3", "--climb"]
     assert run("neb", argv) == (2 if named else 130)

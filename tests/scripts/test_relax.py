@@ -9,6 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
+from interruption import interrupt
 from morse import MODELS, by_hand, model_of, morse_potential
 
 import eqnet.models
@@ -141,19 +142,6 @@ def test_those_that_did_not_converge_are_named(
     written = frames("two_relaxed.xyz")
     assert [atoms.info["converged"] for atoms in written] == [False, True, False]
     assert all(np.isfinite(atoms.get_forces()).all() for atoms in written)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, call: int) -> None:
-    """Let a call of the model, counted from 1, end with an error."""
-    calculate, calls = Answers._run, []
-
-    def stop(self, graph, sizes):
-        calls.append(sizes)
-        if len(calls) == call:
-            raise error
-        return calculate(self, graph, sizes)
-
-    monkeypatch.setattr(Answers, "_run", stop)
 
 
 def written_are_true() -> list[Atoms]:
