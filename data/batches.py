@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
+import jax
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -108,8 +110,22 @@ class Loader:
         self._reference_energy = reference_energy
         slots, split = choose_slots(sizes.counts)
         self._atoms, self._rows, self._edges = sizes.atoms(), sizes.rows(slots), sizes.edges()
-        self.part, self.parts = part, parts
-        self._plan(slots, split, max_shapes)
+        self.part: int | None = part
+        self.parts = parts
+        self._planning = slots, split, max_shapes
+        self._plan()
+
+    def in_pieces(self, count: int) -> Loader:
+        """The same batches, each as so many graphs of one shape, stacked [count, ...]."""
+        other = copy.copy(self)
+        other.part, other.parts = None, count
+        other._plan()
+        return other
+
+    @property
+    def pieces(self) -> int:
+        """Graphs of a batch, stacked if there is more than one."""
+        return self.parts if self.part is None else 1
 
     @property
     def num_batches(self) -> int:
@@ -169,7 +185,12 @@ class Loader:
 
     def _batch(self, indices: np.ndarray) -> Batch:
         shape = self._shape(indices)
-        indices = indices[self.part :: self.parts]
+        if self.part is not None:
+            return self._pack(indices[self.part :: self.parts], shape)
+        pieces = [self._pack(indices[p :: self.parts], shape) for p in range(self.parts)]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *pieces)
+
+    def _pack(self, indices: np.ndarray, shape: Shape) -> Batch:
         items = [self.items[i] for i in indices]
         references = [float(self._reference_energy(item.species)) for item in items]
         labels = targets(items, shape, references, self.dtype)
@@ -199,8 +220,9 @@ class Loader:
         """The sum of sizes over the structures of a part of a batch, that of the largest part."""
         return max(int(sizes[indices[p :: self.parts]].sum()) for p in range(self.parts))
 
-    def _plan(self, slots: int, split: int, max_shapes: int) -> None:
+    def _plan(self) -> None:
         """Look at the batches of a number of epochs and choose few shapes with little padding."""
+        slots, split, max_shapes = self._planning
         epochs = max(1, min(50, _SAMPLE // self.num_batches)) if self.shuffle else 1
         batches = [batch for epoch in range(epochs) for batch in self.order(epoch)]
         atoms = np.array([self._most(self._atoms, b) for b in batches])

@@ -130,6 +130,12 @@ def find_dtype(dtype: str) -> np.dtype:
     return np.dtype(dtype)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the device or the host has no more memory."""
+    full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return full or isinstance(error, MemoryError)
+
+
 @contextmanager
 def computing(device: Device, *, double: bool, what: str | Callable[[], str]) -> Iterator[None]:
     """Calculations inside run on `device`, with 64-bit types if `double`, for this thread only.
@@ -147,7 +153,7 @@ def computing(device: Device, *, double: bool, what: str | Callable[[], str]) ->
         with jax.default_device(device), jax.enable_x64(double):
             yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         where = "the host" if isinstance(error, MemoryError) else f"{device.platform}:{device.id}"
         task = what if isinstance(what, str) else what()

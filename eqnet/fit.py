@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from eqnet import losses, training
 from eqnet.checkpoint import Checkpoints
 from eqnet.data.batches import Loader, Targets
+from eqnet.device import out_of_memory
 from eqnet.errors import InputError
 from eqnet.graph import AtomGraph
 from eqnet.interrupt import Interrupt
@@ -66,34 +68,48 @@ class Fit:
         team: Team | None = None,
     ):
         self.problem, self.options = problem, options
-        self.team = team = team or Team()
-        self.train, self.valid = train, valid
+        self.team = team or Team()
+        self._whole = train, valid
         self.checkpoints, self.history, self.progress = checkpoints, history, progress
-        self.begun = time.monotonic()
-        self.started = self.begun if started is None else started
+        self.started = time.monotonic() if started is None else started
         self.dtype = np.dtype(options.run.default_dtype)
         self.plan = Plan(options, problem.steps_per_epoch)
-        self.step = Program(
-            team.together(training.train_step(problem, team.add)),
-            donate=True,
-            announce=self._announce("training"),
-            place=team.shares,
-        )
-        sums = problem.sums()
-        self.validation = Program(
-            team.together(lambda *batch: team.add(sums(*batch))),
-            announce=self._announce("validation"),
-            place=team.shares,
-        )
-        self.position = Position(lr=options.optimizer.lr)
-        state = training.first_state(problem, self._stage(), options.run.seed)
-        self.state: TrainState = team.from_first(state)
-        self.best: Weights = training.copied(self.state.params)
-        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state before the first step, and the clocks of what is done from here on."""
+        self.begun, self._loop, self._pace = time.monotonic(), Clock.now(), Pace()
         self._saved, self._looked = self.begun, 0.0
-        self._before = self.position
-        self._loop = Clock.now()
-        self._pace = Pace()
+        self.position = self._before = Position(lr=self.options.optimizer.lr)
+        state = training.first_state(self.problem, self._stage(), self.options.run.seed)
+        self.state: TrainState = self.team.from_first(state)
+        self.best: Weights = training.copied(self.state.params)
+        self._take_in_pieces(1)
+
+    def _take_in_pieces(self, pieces: int) -> None:
+        """Programs and batches of which one of so many pieces is in memory at a time."""
+        self.position = replace(self.position, pieces=pieces)
+        team, sums = self.team, self.problem.sums()
+        self.train, self.valid = (
+            x if pieces == 1 else x.in_pieces(min(pieces, x.batch_size)) for x in self._whole
+        )
+        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
+        self.step = Program(
+            team.together(training.train_step(self.problem, team.add, self.train.pieces)),
+            donate=True,
+            announce=self._announce("training", self.train.pieces),
+            place=team.shares,
+        )
+
+        def validation(weights: Weights, graph: AtomGraph, targets: Targets) -> losses.Sums:
+            found = training.piece_by_piece(partial(sums, weights), self.valid.pieces)
+            return team.add(found(graph, targets))
+
+        self.validation = Program(
+            team.together(validation),
+            announce=self._announce("validation", self.valid.pieces),
+            place=team.shares,
+        )
 
     # ------------------------------------------------------------------------------ the whole
 
@@ -108,7 +124,10 @@ class Fit:
         with Interrupt() as interrupt, self.progress.start(self.plan.epochs):
             stop = self.plan.finished(self.position)
             while stop is None:
-                stop = self._epoch(interrupt) or self.plan.finished(self.position)
+                try:
+                    stop = self._epoch(interrupt) or self.plan.finished(self.position)
+                except jax.errors.JaxRuntimeError as error:
+                    self._divide(error)
             self.save()
             unseen = self.position.batch > 0 or not self.history.rows
             number = self.team.most(interrupt.signal or 0)
@@ -138,14 +157,38 @@ class Fit:
         tree = self.team.from_first(tree)
         position = json.loads(self.team.text_from_first(json.dumps(position)))
         self.state, self.best = tree["state"], tree["best"]
-        self.position = Position(**position)
-        self._before = self.position
+        self.position = self._before = Position(**position)
+        if self.position.pieces > 1:
+            self._take_in_pieces(self.position.pieces if self.team.count == 1 else 1)
         self._pace.epoch(self.position.step * self.train.batch_size, self._working())
         self.history.restart(self.position.epoch)
         if step:
             self.progress.tell(
                 f"going on from step {step} (epoch {self.position.epoch} of {self.plan.epochs})"
             )
+
+    def _divide(self, error: Exception) -> None:
+        """Go on from the last checkpoint with smaller pieces, where the device had no more memory.
+
+        Raises:
+            JaxRuntimeError: something else was wrong, or several processes share a batch.
+            InputError: the pieces cannot be smaller.
+        """
+        if not out_of_memory(error) or self.team.count > 1:
+            raise error
+        pieces = self.position.pieces
+        if pieces >= max(loader.batch_size for loader in self._whole):
+            raise InputError(
+                "the device ran out of memory with one structure at a time; take fewer "
+                "--num_channels, --default_dtype float32 or a larger device, and another --name"
+            )
+        self.progress.tell(
+            f"the device ran out of memory: from here on every batch is worked on in {2 * pieces} "
+            "pieces, one after the other; the numbers are the same to rounding"
+        )
+        self._begin()
+        self._restore()
+        self._take_in_pieces(2 * pieces)
 
     def _read_back(self, like: Any) -> None:
         """Restore the first checkpoint: what cannot be read is better known before the training."""
@@ -346,11 +389,15 @@ class Fit:
             "structures, lower --lr or --clip_grad; the last good state is saved"
         )
 
-    def _announce(self, what: str) -> Callable[[AtomGraph], None]:
-        return lambda graph: self.progress.tell(
-            f"compiling a step of {what} for {graph.num_structures} structures, "
-            f"{graph.num_atoms} atoms"
-        )
+    def _announce(self, what: str, pieces: int) -> Callable[[AtomGraph], None]:
+        def tell(graph: AtomGraph) -> None:
+            one = graph if pieces == 1 else jax.tree.map(lambda x: x[0], graph)
+            self.progress.tell(
+                f"compiling a step of {what} for {one.num_structures} structures, "
+                f"{one.num_atoms} atoms"
+            )
+
+        return tell
 
     def _seconds(self) -> float:
         return self._before.seconds + time.monotonic() - self.begun

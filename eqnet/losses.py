@@ -19,7 +19,7 @@ mse and huber are the weighted losses of mace-torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -84,19 +84,28 @@ class Sums(NamedTuple):
     squared: jax.Array  # [3] sum of e^2 over components
 
 
+def label_weights(graph: AtomGraph, targets: Targets, *, stress: bool) -> tuple[jax.Array, ...]:
+    """Weights of the labels of a batch, [G], [N], [G]; without `stress` those of it are 0."""
+    per_atom = jnp.where(graph.atom_mask, targets.forces_weight[graph.structure], 0.0)
+    of_stress = targets.stress_weight if stress else jnp.zeros_like(targets.stress_weight)
+    return jnp.asarray(targets.energy_weight), per_atom, jnp.asarray(of_stress)
+
+
+def labels(weights: Iterable[jax.Array]) -> jax.Array:
+    """How many labels there are, by term: those that weigh something."""
+    return jnp.stack([jnp.sum(w > 0).astype(w.dtype) for w in weights])
+
+
 def errors(
     prediction: Prediction, graph: AtomGraph, targets: Targets
-) -> tuple[Errors, tuple[jax.Array, jax.Array, jax.Array]]:
+) -> tuple[Errors, tuple[jax.Array, ...]]:
     """Errors of a batch and the weights of its labels ([G], [N], [G])."""
     energy = (prediction.energy - targets.energy) / jnp.maximum(targets.num_atoms, 1)
-    per_atom = jnp.where(graph.atom_mask, targets.forces_weight[graph.structure], 0.0)
     forces = prediction.forces - targets.forces
-    if prediction.stress is None:
-        stress, stress_weight = jnp.zeros((len(energy), 9), energy.dtype), jnp.zeros_like(energy)
-    else:
+    stress = jnp.zeros((len(energy), 9), energy.dtype)
+    if prediction.stress is not None:
         stress = (prediction.stress - targets.stress).reshape(-1, 9)
-        stress_weight = targets.stress_weight
-    weights = (targets.energy_weight, per_atom, stress_weight)
+    weights = label_weights(graph, targets, stress=prediction.stress is not None)
     found = (energy[:, None], forces, stress)
     # Before any square: what is not labelled may hold anything.
     masked = (jnp.where(w[:, None] > 0, e, 0.0) for w, e in zip(weights, found, strict=True))
@@ -108,7 +117,7 @@ def sums(prediction: Prediction, graph: AtomGraph, targets: Targets, measure: Me
     found, weights = errors(prediction, graph, targets)
     return Sums(
         loss=jnp.stack([jnp.sum(w * measure(e)) for w, e in zip(weights, found, strict=True)]),
-        labels=jnp.stack([jnp.sum(w > 0).astype(w.dtype) for w in weights]),
+        labels=labels(weights),
         absolute=jnp.stack([jnp.sum(jnp.abs(e)) for e in found]),
         squared=jnp.stack([jnp.sum(e**2) for e in found]),
     )

@@ -26,6 +26,7 @@ class Position:
     seconds: float = 0.0  # of all processes that worked on the run
     loop_wall: float = 0.0  # seconds of them in the loop, without compilation
     loop_cpu: float = 0.0  # CPU seconds of all threads meanwhile
+    pieces: int = 1  # of each batch, that the memory of the device asks for
 
 
 class Stop(NamedTuple):

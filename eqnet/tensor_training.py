@@ -56,6 +56,13 @@ class TensorProblem:
         del options, second
         return (1.0,) * len(self.sizes)
 
+    def labels(self, graph: AtomGraph, targets: Targets) -> jax.Array:
+        """How many labels of each tensor a batch has."""
+        del graph
+        return losses.labels(
+            jnp.asarray(targets.tensor_weights[name]) for name, _ in self.model.kinds
+        )
+
     def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
         """The pure function from weights and a batch to the sums of its errors, by tensor."""
         graphdef, params = nnx.split(self.model)

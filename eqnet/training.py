@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from eqnet.data.batches import Targets
 
 Module = TypeVar("Module", bound=nnx.Module)
+Tree = TypeVar("Tree")
 Weights = tuple[jax.Array, ...]  # of a potential, in the order of jax.tree.leaves
 
 
@@ -104,6 +106,10 @@ class Task(Protocol):
         """Weight of each term of the loss, in the first or the second stage."""
         ...
 
+    def labels(self, graph: AtomGraph, targets: Targets) -> jax.Array:
+        """How many labels of each term a batch has."""
+        ...
+
     def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
         """The pure function from weights and a batch to the sums of its errors, by term."""
         ...
@@ -166,6 +172,10 @@ class Problem:
         """MAE and RMSE in meV, meV/A and meV/A^3."""
         return losses.in_milli(sums)
 
+    def labels(self, graph: AtomGraph, targets: Targets) -> jax.Array:
+        """How many labels of energy, forces and stress a batch has."""
+        return losses.labels(losses.label_weights(graph, targets, stress=self.stress))
+
     def sums(self) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
         """The pure function from weights and a batch to the sums of its errors."""
         graphdef, params = nnx.split(self.potential)
@@ -219,12 +229,35 @@ def stage_state(
     )
 
 
+def piece_by_piece(
+    function: Callable[[AtomGraph, Targets], Tree], pieces: int
+) -> Callable[[AtomGraph, Targets], Tree]:
+    """(graph, targets) -> the sum of the function over the pieces of a batch, one after the other.
+
+    More than one piece are stacked, as `Loader.in_pieces` makes them; the memory is that of one.
+    """
+    if pieces == 1:
+        return function
+
+    def total(graph: AtomGraph, targets: Targets) -> Tree:
+        one = jax.tree.map(lambda x: x[0], (graph, targets))
+        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(function, *one))
+
+        def add(sums: Tree, piece: tuple[AtomGraph, Targets]) -> tuple[Tree, None]:
+            return jax.tree.map(jnp.add, sums, function(*piece)), None
+
+        return jax.lax.scan(add, zeros, (graph, targets))[0]
+
+    return total
+
+
 def train_step(
-    problem: Task, add: Callable[[Any], Any] = lambda tree: tree
+    problem: Task, add: Callable[[Any], Any] = lambda tree: tree, pieces: int = 1
 ) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
     """The pure function of one step.
 
-    `add` sums over the parts of a batch that other processes compute, see `eqnet.team`.
+    `add` sums over the parts of a batch that other processes compute, see `eqnet.team`; the batch
+    of this one may come in `pieces`, see `piece_by_piece`.
 
     A loss or gradient that is not finite leaves weights, average and optimiser as they were, then
     and in every later step, and its step is recorded: the host finds the last good state.
@@ -233,12 +266,14 @@ def train_step(
 
     def step(state: TrainState, graph: AtomGraph, targets: Targets) -> TrainState:
         stage = state.stage
+        labels = add(piece_by_piece(problem.labels, pieces)(graph, targets))
 
-        def objective(params: Weights) -> jax.Array:
+        def objective(params: Weights, graph: AtomGraph, targets: Targets) -> jax.Array:
             found = sums(params, graph, targets)
-            return losses.total(found._replace(labels=add(found.labels)), stage.weights)
+            return losses.total(found._replace(labels=labels), stage.weights)
 
-        loss, gradient = add(jax.value_and_grad(objective)(state.params))
+        value_and_gradient = partial(jax.value_and_grad(objective), state.params)
+        loss, gradient = add(piece_by_piece(value_and_gradient, pieces)(graph, targets))
         updates, opt_state = direction.update(gradient, state.opt_state, state.params)
         done = state.step - stage.start
         rate = course(options, problem.steps_per_epoch, done, stage.length, stage.start == 0)

@@ -56,17 +56,16 @@ def _computing(options: TrainOptions) -> Iterator[None]:
     """Device and precision of the run; a device that is full ends it with a sentence."""
     import jax
 
-    from eqnet.device import find_device
+    from eqnet.device import find_device, out_of_memory
 
     device = find_device(options.run.device)
     try:
         with jax.default_device(device), jax.enable_x64(options.run.default_dtype == "float64"):
             yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        on_host = isinstance(error, MemoryError)
-        if not on_host and "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
-        where = "the host" if on_host else f"{device.platform}:{device.id}"
+        where = "the host" if isinstance(error, MemoryError) else f"{device.platform}:{device.id}"
         raise InputError(
             f"{where} ran out of memory; lower --batch_size, "
             "--valid_batch_size or --num_channels, and go on with another --name"

@@ -58,6 +58,20 @@ def test_every_frame_once_in_every_epoch(sizes, shuffle):
             )
 
 
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_pieces_are_stacked_and_have_the_batch_between_them(count):
+    whole = loader(MIXED, 6, seed=3)
+    pieces = whole.in_pieces(count)
+    assert (whole.pieces, pieces.pieces) == (1, count)
+    for one, (graph, targets) in zip(whole.batches(1), pieces.batches(1), strict=True):
+        assert graph.positions.shape[0] == graph.cell.shape[0] == count
+        assert graph.cell.shape[1] == -(-6 // count)  # room for structures in each
+        found = targets.energy[graph.structure_mask]
+        assert sorted(found.astype(int).tolist()) == sorted(indices(one))
+        assert graph.atom_mask.sum() == one[0].atom_mask.sum()
+        assert graph.neighbor_mask.sum() == one[0].neighbor_mask.sum()
+
+
 def test_order_depends_on_seed_and_epoch_alone():
     orders = [
         [o.tolist() for o in loader(MIXED, 5, seed=seed).order(epoch)]

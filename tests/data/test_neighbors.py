@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from eqnet.data.neighbors import average_num_neighbors, neighbor_list
 from eqnet.errors import InputError
@@ -208,7 +208,7 @@ def test_a_sheet_of_a_tenth_of_a_micrometre(pbc: tuple[int, int, int]) -> None:
     pairs = np.concatenate([sheet, sheet + [1.0, 0.5, 0.2], sheet + [0.0, 2.5, -1.0]])
     pairs[:, :2] += np.random.default_rng(0).normal(0, 0.1, (len(pairs), 2))
     found = neighbor_list(pairs, np.diag([1008.0, 1008.0, 0.0]), np.array(pbc, bool), 3.0)
-    expected = cKDTree(pairs).query_pairs(3.0, output_type="ndarray")
+    expected = KDTree(pairs).query_pairs(3.0, output_type="ndarray")
     assert len(found.centers) == 2 * len(expected) > 10_000
 
 

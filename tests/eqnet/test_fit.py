@@ -1,4 +1,4 @@
-"""The loop: exact resume from anywhere, stages, plateaus, limits and signals."""
+"""The loop: exact resume from anywhere, stages, plateaus, limits, signals, a full device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import small_run
 from morse import by_hand, morse_potential
 
 from eqnet.data.frame import Frame
+from eqnet.errors import InputError
 from eqnet.fit import Fit
-from eqnet.training import Outcome, Problem
+from eqnet.training import Outcome, Problem, Program, TrainState
 
 TIMES = ("wall_s", "structures_per_s", "compilations")
 
@@ -200,6 +201,68 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
     small_run.fit(tmp_path / "b", small_run.options(max_num_epochs=2, **common)).run()
     end = small_run.fit(tmp_path / "b", small_run.options(max_num_epochs=5, **common)).run()
     assert_same_end(whole, end)
+
+
+def full_device(
+    monkeypatch: pytest.MonkeyPatch, pieces: int, *, first: int = 0, last: int = 99
+) -> None:
+    """Steps after `first` have memory for one of so many pieces of a batch, and `last` is fatal."""
+    call, steps = Program.__call__, [0]
+
+    def limited(self, given, graph, targets):
+        steps[0] += isinstance(given, TrainState)
+        if steps[0] > last:
+            raise Killed
+        room = graph.positions.shape[0] if graph.positions.ndim == 3 else 1
+        if room >= pieces or steps[0] <= first:
+            return call(self, given, graph, targets)
+        if isinstance(given, TrainState):  # donated, and lost
+            jax.tree.map(lambda x: x.delete(), given)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 9876543 bytes")
+
+    monkeypatch.setattr(Program, "__call__", limited)
+
+
+SIXES = {"batch_size": 6, "valid_batch_size": 4, "default_dtype": "float64"}
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_full_device_takes_batches_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None, first: int
+) -> None:
+    """The run is that with enough memory to rounding, and goes on in pieces when resumed."""
+    chosen = small_run.options(**SIXES, max_num_epochs=4, checkpoint_interval=0.0)
+    whole = small_run.fit(tmp_path / "whole", chosen, train=17).run()
+    with monkeypatch.context() as patch:
+        full_device(patch, 3, first=first, last=first + 5)
+        fit = small_run.fit(tmp_path / "run", chosen, train=17)
+        told: list[str] = []
+        fit.progress.tell = told.append  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            fit.run()
+    assert [line for line in told if "out of memory" in line] == [
+        f"the device ran out of memory: from here on every batch is worked on in {n} pieces, one "
+        "after the other; the numbers are the same to rounding"
+        for n in (2, 4)
+    ]
+    again = small_run.fit(tmp_path / "run", chosen, train=17)
+    outcome = again.run()
+    assert again.train.pieces == 4 and outcome.position.step == whole.position.step == 12
+    for a, b in zip(outcome.last, whole.last, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    for one, other in zip(outcome.history, whole.history, strict=True):
+        assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-11)
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-11)
+
+
+def test_a_device_too_small_for_one_structure_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_device(monkeypatch, 100)
+    fit = small_run.fit(tmp_path, small_run.options(batch_size=3))
+    with pytest.raises(InputError, match="ran out of memory with one structure at a time; take"):
+        fit.run()
+    assert fit.position.pieces == 4 and fit.train.pieces == 3
 
 
 def test_second_stage_has_its_own_weights_and_rate(tmp_path: Path) -> None:

@@ -26,30 +26,40 @@ def state_of(made: Problem, lr: float = 0.01):
     return training.first_state(made, stage, 0)
 
 
-def batches(tmp_path: Path, **values):
-    fit = small_run.fit(tmp_path, small_run.options(default_dtype="float64", **values))
-    return list(fit.train.batches(0))
+def batches(tmp_path: Path, pieces: int = 1, data=None, **values):
+    chosen = small_run.options(default_dtype="float64", **values)
+    fit = small_run.fit(tmp_path, chosen, data=data)
+    return list((fit.train if pieces == 1 else fit.train.in_pieces(pieces)).batches(0))
 
 
 def loss_by_hand(made: Problem, weights, batch) -> float:
     """2 mean (dE/n)^2 + 30 mean dF^2 from predictions alone."""
     graph, targets = batch
     found = made.with_weights(weights).predict(graph)
-    mask = np.asarray(graph.atom_mask)
+    mask = np.asarray(graph.atom_mask) & (targets.forces_weight[graph.structure] > 0)
     real = np.asarray(graph.structure_mask)
     energy = (np.asarray(found.energy) - targets.energy)[real] / targets.num_atoms[real]
     forces = (np.asarray(found.forces) - targets.forces)[mask]
     return float(2 * np.mean(energy**2) + 30 * np.mean(forces**2))
 
 
-def test_sgd_like_step_follows_finite_differences(tmp_path: Path, x64: None) -> None:
-    """The first step of Adam is lr times the sign of the gradient of the loss."""
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5])
+def test_sgd_like_step_follows_finite_differences(pieces: int, tmp_path: Path, x64: None) -> None:
+    """The first step of Adam is lr times the sign of the gradient of the loss.
+
+    Some structures lack forces; the last pieces of five have no structure.
+    """
     made = problem(loss="mse", scheduler="constant", ema=False, clip_grad=0.0)
-    batch = batches(tmp_path)[0]
+    data = [
+        replace(frame, forces=None) if frame.index % 3 == 0 else frame
+        for frame in small_run.frames(11)
+    ]
+    batch = batches(tmp_path / "whole", data=data, batch_size=4)[0]
+    in_pieces = batches(tmp_path / "pieces", pieces, data=data, batch_size=4)[0]
     state = state_of(made)
     before = [np.array(w) for w in state.params]
     loss = loss_by_hand(made, tuple(map(jnp.asarray, before)), batch)
-    after = jax.jit(training.train_step(made))(state, *batch)
+    after = jax.jit(training.train_step(made, pieces=pieces))(state, *in_pieces)
     assert float(after.loss_sum) == pytest.approx(loss, rel=1e-12)
     for k, weight in enumerate(before):
         for i in np.ndindex(weight.shape):
@@ -62,6 +72,17 @@ def test_sgd_like_step_follows_finite_differences(tmp_path: Path, x64: None) -> 
             update = np.asarray(after.params[k])[i] - weight[i]
             expected = -0.01 * gradient / (abs(gradient) + 1e-8)
             assert update == pytest.approx(expected, rel=1e-6)
+
+
+def test_pieces_take_the_memory_of_one(tmp_path: Path, x64: None) -> None:
+    made, memory = problem(), {}
+    for pieces in (1, 8):
+        batch = batches(tmp_path / f"{pieces}", pieces, small_run.frames(68), batch_size=64)[0]
+        step = jax.jit(training.train_step(made, pieces=pieces))
+        stats = step.lower(state_of(made), *batch).compile().memory_analysis()
+        assert stats is not None
+        memory[pieces] = stats.temp_size_in_bytes
+    assert memory[8] < memory[1] / 4
 
 
 def test_average_of_the_weights(tmp_path: Path, x64: None) -> None:
