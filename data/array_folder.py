@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.files import digest
 
 MANIFEST = "arrays.json"
@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); build the folder again") from None
+        raise InputError(f"{path}: damaged ({reason(error)}); build the folder again") from None
     if version != FORMAT:
         raise InputError(
             f"{path}: format {version}, and this version of eqnet reads format {FORMAT}; build the "
@@ -195,7 +195,7 @@ def _mapped(path: Path, kind: tuple[str, tuple[int, ...]] | None, sha256: str) -
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no array of numbers ({error}); {again}") from None
+        raise InputError(f"{path}: no array of numbers ({reason(error)}); {again}") from None
     if array.dtype != np.dtype(kind[0]) or array.shape[1:] != kind[1] or not array.ndim:
         raise InputError(f"{path}: {array.dtype} {array.shape} is not what belongs here; {again}")
     return array

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -36,7 +36,7 @@ def read_hdf5(path: Path) -> Iterator[Atoms]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"{path}: no whole HDF5 file ({error})") from None
+        raise InputError(f"{path}: no whole HDF5 file ({reason(error)})") from None
     with file:
         first = next((group for group in file.values() if isinstance(group, h5py.Group)), {})
         if "config_batch_0" in file:
@@ -52,7 +52,9 @@ def read_hdf5(path: Path) -> Iterator[Atoms]:
             try:
                 atoms = convert(group)
             except (KeyError, OSError, TypeError, ValueError) as error:
-                raise InputError(f"{path}, frame {index} cannot be read ({error})") from None
+                raise InputError(
+                    f"{path}, frame {index} cannot be read ({reason(error)})"
+                ) from None
             yield atoms
 
 

@@ -19,7 +19,7 @@ from eqnet.data.frame import Frame, from_atoms, to_atoms
 from eqnet.data.hdf5 import SUFFIXES, read_hdf5
 from eqnet.data.label_choice import Keys, Seen, choose, unused_labels
 from eqnet.data.labels import LabelReport, LabelRow, Tally, label_frames
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.files import digest
 
 if TYPE_CHECKING:
@@ -239,8 +239,8 @@ def _read_xyz(path: Path) -> Iterator[Atoms]:
             text = io.StringIO("\n".join(block.lines))
             images = list(read_xyz(text, slice(None)))  # pyright: ignore[reportArgumentType]
         except Exception as error:  # ASE raises whatever float(), numpy and its tables raise
-            reason = check.explain(block) or f"ASE cannot read it ({_first_line(error)})"
-            raise InputError(f"{where}, {reason}") from None
+            why = check.explain(block) or f"ASE cannot read it ({reason(error)})"
+            raise InputError(f"{where}, {why}") from None
         if len(images) != 1:
             raise InputError(f"{where}: ASE does not read it")
         check.check_structure(images[0], where)
@@ -290,7 +290,9 @@ def _unpacked_line(stream: Any, most: int, path: Path) -> bytes:
     try:
         return stream.readline(most)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: the compressed file is damaged or cut short ({error})") from None
+        raise InputError(
+            f"{path}: the compressed file is damaged or cut short ({reason(error)})"
+        ) from None
 
 
 def _read_other(path: Path) -> Iterator[Atoms]:
@@ -303,9 +305,5 @@ def _read_other(path: Path) -> Iterator[Atoms]:
             raise InputError(
                 f"{path}: reading .aselmdb needs a package: pip install 'eqnet[lmdb]'"
             ) from None
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise InputError(f"{path}: ASE cannot read this file ({reason})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{path}: ASE cannot read this file ({why})") from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from eqnet.data.frame import Frame
 from eqnet.data.part import take
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 
 T = TypeVar("T")
 PARTS = ("train", "valid", "test")
@@ -102,7 +102,7 @@ def read_split(path: str | Path) -> Split:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise InputError(f"{path}: not a JSON file of indices ({error})") from None
+        raise InputError(f"{path}: not a JSON file of indices ({reason(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f'{path}: a JSON object {{"train": [...], "valid": [...]}} is wanted')
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.files import replacing
 
 MANIFEST = "manifest.json"
@@ -77,10 +77,10 @@ def read(
         raise
     except zipfile.BadZipFile as error:
         raise InputError(
-            f"{path}: not an eqnet {kind}, or a damaged one ({error}); {cure}"
+            f"{path}: not an eqnet {kind}, or a damaged one ({reason(error)}); {cure}"
         ) from None
     except (OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {cure}") from None
+        raise InputError(f"{path}: cannot be read ({reason(error)}); {cure}") from None
     _check_digests(path, members, kind, cure)
     return {name: data for name, data in members.items() if name != MANIFEST}
 
@@ -94,7 +94,7 @@ def from_json(path: Path, name: str, data: bytes) -> Any:
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {name} is damaged ({error})") from None
+        raise InputError(f"{path}: {name} is damaged ({reason(error)})") from None
 
 
 def _check_members(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eqnet.errors import Forked, InputError
+from eqnet.errors import Forked, InputError, reason
 from eqnet.ops.apart import platform
 from eqnet.ops.blocks import ROWS
 
@@ -157,8 +157,7 @@ def computing(device: Device, *, double: bool, what: str | Callable[[], str]) ->
             raise
         where = "the host" if isinstance(error, MemoryError) else f"{device.platform}:{device.id}"
         task = what if isinstance(what, str) else what()
-        reason = (str(error).splitlines() or ["no more memory"])[0][:200]
         raise InputError(
             f"{where} ran out of memory for {task}; use a smaller skin, float32, fewer atoms or a "
-            f"larger device ({reason})"
+            f"larger device ({reason(error)})"
         ) from None

@@ -15,6 +15,11 @@ class Forked(InputError):
     """The process is a fork of one that had computed, whose threads it lacks."""
 
 
+def reason(error: BaseException) -> str:
+    """What a library says is wrong, in at most 200 characters: it may quote a whole file."""
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Errors of the system inside carry the name of a file, which those of writing lack."""

@@ -22,7 +22,7 @@ from flax import nnx
 
 from eqnet import archive
 from eqnet.device import refuse_fork
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 
 #: Written by this version; 1 is read too: it has no uncertainty.
 FORMAT = 2
@@ -176,7 +176,7 @@ def weights_from(
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: {member} is damaged ({error})") from None
+        raise InputError(f"{path}: {member} is damaged ({reason(error)})") from None
 
 
 def built(
@@ -208,7 +208,7 @@ def built(
         raise
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError) as error:
         raise InputError(
-            f"{path}: config.json does not describe a {name} model ({error})"
+            f"{path}: config.json does not describe a {name} model ({reason(error)})"
         ) from None
     if method != "default":
         try:
@@ -279,7 +279,7 @@ def config_from(path: Path, config_class: type, values: dict[str, Any]) -> Any:
     try:
         return config_class(**converted)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: config.json is not valid ({error})") from None
+        raise InputError(f"{path}: config.json is not valid ({reason(error)})") from None
 
 
 def _freeze(value: Any) -> Any:

@@ -21,7 +21,7 @@ from eqnet.data.frame import Frame
 from eqnet.data.items import make_items
 from eqnet.data.packing import pack
 from eqnet.device import program
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.potential import Potential
 
 #: Largest disagreement of a replayed energy per atom (eV), force (eV/angstrom) and stress times
@@ -69,7 +69,7 @@ def from_json(path: Path, entries: Any) -> list[Example]:
     try:
         return [_example(entry, index) for index, entry in enumerate(entries)]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path}: examples.json is damaged ({error})") from None
+        raise InputError(f"{path}: examples.json is damaged ({reason(error)})") from None
 
 
 def _example(entry: dict[str, Any], index: int) -> Example:

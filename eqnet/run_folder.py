@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from eqnet.errors import InputError, naming
+from eqnet.errors import InputError, naming, reason
 from eqnet.files import TEMPORARY, replacing
 from eqnet.options import TrainOptions, free_options
 
@@ -225,12 +225,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
+        raise InputError(f"{path} cannot be read ({reason(error)})") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where else ""
-        reason = getattr(error, "problem", None) or "it cannot be parsed"
-        raise InputError(f"{path}: no valid YAML{line} ({reason})") from None
+        problem = str(getattr(error, "problem", None) or "it cannot be parsed")[:200]
+        raise InputError(f"{path}: no valid YAML{line} ({problem})") from None
     except RecursionError:
         raise InputError(f"{path}: lists within lists too deep; options stand alone") from None
     if content is None:

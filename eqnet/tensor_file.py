@@ -25,7 +25,7 @@ from eqnet import archive
 from eqnet.data.check import check_cell
 from eqnet.data.frame import Frame
 from eqnet.data.tensor_labels import TensorKind
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.model_parts import (
     FORMAT,
     built,
@@ -208,7 +208,7 @@ def _replay(model: TensorModel, path: Path, data: bytes, dtype: str) -> None:
             for entry in entries
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: examples.json is damaged ({error})") from None
+        raise InputError(f"{path}: examples.json is damaged ({reason(error)})") from None
     found = predict(model, frames, dtype=dtype)
     for (name, _), scale in zip(model.kinds, model.scale, strict=True):
         # answers that symmetry makes zero are right up to the rounding of an atom's

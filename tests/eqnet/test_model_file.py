@@ -167,6 +167,17 @@ def test_any_flipped_byte_is_noticed_or_harmless(model: Path, tmp_path: Path) ->
     assert noticed > 130
 
 
+def test_a_damaged_name_is_not_quoted_at_length(model: Path, tmp_path: Path) -> None:
+    """The local header's length of a name, which the zip's directory does not repeat."""
+    path = tmp_path / "long.eqnet"
+    damaged = bytearray(model.read_bytes())
+    damaged[26:28] = (20000).to_bytes(2, "little")
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(InputError, match="not an eqnet model file, or a damaged one") as refused:
+        read_info(path)
+    assert len(str(refused.value)) < 500 + len(str(path))
+
+
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
 def test_truncated(model: Path, tmp_path: Path, part: float) -> None:
     path = tmp_path / "cut.eqnet"
