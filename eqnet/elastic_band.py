@@ -19,6 +19,7 @@ from ase.geometry import find_mic
 from ase.io.jsonio import encode
 from ase.mep import NEB, NEBTools
 from ase.utils.forcecurve import fit_images
+from scipy.optimize import linear_sum_assignment
 
 from eqnet.calculator import EqnetCalculator
 from eqnet.data.elements import symbol
@@ -72,6 +73,26 @@ def check_ends(start: Atoms, end: Atoms) -> None:
             "the constraints of the ends differ, and a band has one set of them: give the end "
             "those of the start, or none"
         )
+
+
+def exchanged(start: Atoms, end: Atoms) -> list[int]:
+    """Atoms that would go less than half as far if those of one element were in another order.
+
+    Either they change places, as where a methyl group turns or ammonia inverts, or the two ends
+    have them in different orders by mistake.
+    """
+    found: list[int] = []
+    pbc: Any = start.pbc
+    for element in np.unique(start.numbers):
+        own = np.flatnonzero(start.numbers == element)
+        ways = end.positions[own] - start.positions[own, None]
+        lengths = find_mic(ways.reshape(-1, 3), start.cell, pbc)[1]
+        squares = lengths.reshape(len(own), len(own)) ** 2
+        order = linear_sum_assignment(squares)[1]
+        other = np.flatnonzero(order != np.arange(len(own)))
+        if squares[other, order[other]].sum() < squares[other, other].sum() / 4:
+            found += own[other].tolist()
+    return sorted(found)
 
 
 def interpolate(

@@ -152,6 +152,7 @@ def _facts(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "steps": position.step,
         "epochs": position.epoch,
         "best_epoch": position.best_epoch,
+        "pieces": position.pieces,  # of a batch, that the memory of the device asked for
         "seconds": round(position.seconds, 1),
         "loop_wall_seconds": round(position.loop_wall, 2),  # without compilation
         "loop_cpu_seconds": round(position.loop_cpu, 2),
@@ -179,7 +180,7 @@ def _examples(experiment: Experiment) -> list[Frame]:
 def _summary(experiment: Experiment, facts: dict[str, Any]) -> dict[str, Any]:
     """Sections of the report beside errors, history and options."""
     energies = [
-        {"element": symbol(z), "isolated atom, eV": float(e), "shift, eV": float(s)}
+        {"element": symbol(z), "reference, eV": float(e), "shift, eV": float(s)}
         for z, e, s in zip(
             experiment.elements, experiment.atomic_energies, experiment.shift, strict=True
         )

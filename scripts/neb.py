@@ -36,9 +36,13 @@ class NebOptions:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model file, as `eqnet train` writes it."""
     start: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="START")]
-    """Structure at the start, the last frame of any file ASE reads. Its constraints are kept."""
+    """File that ASE reads with the structure at the start. Its constraints are kept."""
     end: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="END")]
     """Structure at the end: the same atoms in the same order, and the constraints of START."""
+    start_index: int = -1
+    """Frame of START, from 0; -1 is the last one."""
+    end_index: int = -1
+    """Frame of END."""
     output: Annotated[str | None, default("START_neb.xyz", "FILE")] = None
     """The band, START and END among its images, with energies and forces: .xyz or .traj."""
     images: int = 7
@@ -85,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     inputs = [options.model, options.start, options.end]
     check_outputs([output], inputs, overwrite=options.overwrite)
-    ends = [read_structures(file, "-1")[0] for file in (options.start, options.end)]
+    frames = ((options.start, options.start_index), (options.end, options.end_index))
+    ends = [read_structures(file, str(index))[0] for file, index in frames]
 
     from eqnet.calculator import EqnetCalculator
     from eqnet.elastic_band import check_ends
@@ -109,13 +114,19 @@ def _find_path(
     """Relax the band, write and print."""
     from rich.console import Console
 
-    from eqnet.elastic_band import interpolate, relax_band
+    from eqnet.elastic_band import exchanged, interpolate, relax_band
     from eqnet.scripts.structures import write_structure
 
     if options.relax_ends:
         _relax_ends(options, ends, calculator)
     console = Console(soft_wrap=True)
     images = interpolate(ends[0], ends[1], options.images, options.interpolation)
+    if atoms := exchanged(images[0], images[-1]):
+        print(
+            f"eqnet: warning: atoms {', '.join(map(str, atoms))} end where others of their element "
+            "begin; if they should not change places, give both ends the same order of atoms",
+            file=sys.stderr,
+        )
     try:
         band = relax_band(
             calculator,

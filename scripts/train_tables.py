@@ -40,7 +40,7 @@ def energies_table(experiment: Experiment) -> Table:
         caption_justify="left",
     )
     table.add_column("element")
-    for column in ("isolated atom, eV", "shift, eV"):
+    for column in ("reference, eV", "shift, eV"):
         table.add_column(column, justify="right")
     rows = zip(experiment.elements, experiment.atomic_energies, experiment.shift, strict=True)
     for z, energy, shift in rows:

@@ -12,7 +12,7 @@ from ase.optimize import BFGS
 from emt import emt_potential
 
 from eqnet import EqnetCalculator
-from eqnet.elastic_band import check_ends, interpolate, relax_band
+from eqnet.elastic_band import check_ends, exchanged, interpolate, relax_band
 from eqnet.errors import InputError
 
 
@@ -65,6 +65,24 @@ def test_molecules_are_laid_upon_each_other() -> None:
         np.testing.assert_allclose(image.get_all_distances(), twin.get_all_distances(), atol=1e-9)
     thirds = [image.positions - start.positions for image in ways[1]]
     np.testing.assert_allclose(thirds[1], thirds[3] / 3, atol=1e-12)
+
+
+def test_atoms_in_another_order_are_found() -> None:
+    start = molecule("CH3CH2OH")
+    end = start.copy()
+    end.rattle(0.1, seed=0)
+    assert exchanged(start, end) == []
+    hydrogens = np.flatnonzero(start.numbers == 1)[:3]
+    turned = end.copy()
+    turned.positions[hydrogens] = end.positions[np.roll(hydrogens, 1)]
+    assert exchanged(start, turned) == hydrogens.tolist()
+    crystal = bulk("Cu", cubic=True) * (2, 2, 2)
+    crystal.pop(0)
+    hop = crystal.copy()
+    hop.positions[0] = 0.0  # into the vacancy: nobody's place
+    assert exchanged(crystal, hop) == []
+    hop.positions += hop.cell.array[0]  # images of the same places
+    assert exchanged(crystal, hop) == []
 
 
 def test_refusals() -> None:

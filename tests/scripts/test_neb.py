@@ -47,7 +47,8 @@ def test_mirror_images(folder: Path, capsys: pytest.CaptureFixture[str], climb: 
     argv = ["model.eqnet", "left.xyz", "right.xyz", "--images", "3", "--relax_ends", *climb]
     assert run("neb", argv) == 0
     out, err = capsys.readouterr()
-    assert not err and "left_neb.xyz" in out
+    assert "left_neb.xyz" in out
+    assert err.count("\n") == 1 and "atoms 0, 2 end where others" in err  # an inversion
     words = next(line for line in out.splitlines() if line.startswith("barrier")).split()
     forward, backward = float(words[4]), float(words[7])
     assert forward == pytest.approx(backward, abs=1e-4) and forward > 0.01
@@ -72,6 +73,23 @@ def test_an_end_that_is_higher_than_the_band(
     write("up.xyz", atoms, format="extxyz")
     run("neb", ["model.eqnet", "left.xyz", "up.xyz", "--images", "3", "--steps", "60"])
     assert "the highest image is up.xyz: there is no barrier" in capsys.readouterr().err
+
+
+def test_frames_of_a_trajectory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = images("left.xyz")[0]
+    left.cell, left.pbc = np.eye(3) * 6.0, True  # nothing is turned
+    right = left.copy()
+    right.rattle(0.1, seed=0)
+    right.positions[[1, 2]] = right.positions[[2, 1]]  # two carbons
+    write("both.xyz", [right, left, left])
+    argv = ["model.eqnet", "both.xyz", "both.xyz", "--start_index", "1", "--end_index", "0"]
+    run("neb", [*argv, "--steps", "1", "--images", "1"])
+    out, err = capsys.readouterr()
+    assert "warning: atoms 1, 2 end where others of their element begin" in err
+    band = images("both_neb.xyz")
+    np.testing.assert_allclose(band[0].positions, left.positions, atol=1e-7)
+    assert run("neb", [*argv[:-1], "3", "--overwrite"]) == 2
+    assert "both.xyz" in capsys.readouterr().err
 
 
 def test_not_converged_and_ends_that_are_no_minima(
