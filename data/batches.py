@@ -61,6 +61,7 @@ class Loader:
     in uniformly random order, but the batches have nearly equal sizes and need few shapes.
 
     Attributes:
+        pieces: graphs of a batch, see `in_pieces`.
         shapes: shapes in use; one more is added when a batch fits none of those planned.
         waste: part of the neighbour slots that is padding, over the batches of whole epochs.
     """
@@ -110,22 +111,17 @@ class Loader:
         self._reference_energy = reference_energy
         slots, split = choose_slots(sizes.counts)
         self._atoms, self._rows, self._edges = sizes.atoms(), sizes.rows(slots), sizes.edges()
-        self.part: int | None = part
-        self.parts = parts
-        self._planning = slots, split, max_shapes
-        self._plan()
+        self.part, self.parts, self.pieces = part, parts, 1
+        self._plan(slots, split, max_shapes)
 
-    def in_pieces(self, count: int) -> Loader:
-        """The same batches, each as so many graphs of one shape, stacked [count, ...]."""
-        other = copy.copy(self)
-        other.part, other.parts = None, count
-        other._plan()
+    def in_pieces(self, pieces: int) -> Loader:
+        """The same batches, each as so many graphs of one shape, whose arrays are [pieces, ...]."""
+        if pieces == self.pieces:
+            return self
+        other, first = copy.copy(self), self._planned[0]
+        other.pieces = pieces
+        other._plan(first.slots, first.rows_per_atom, len(self._planned))
         return other
-
-    @property
-    def pieces(self) -> int:
-        """Graphs of a batch, stacked if there is more than one."""
-        return self.parts if self.part is None else 1
 
     @property
     def num_batches(self) -> int:
@@ -185,10 +181,9 @@ class Loader:
 
     def _batch(self, indices: np.ndarray) -> Batch:
         shape = self._shape(indices)
-        if self.part is not None:
-            return self._pack(indices[self.part :: self.parts], shape)
-        pieces = [self._pack(indices[p :: self.parts], shape) for p in range(self.parts)]
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *pieces)
+        indices = indices[self.part :: self.parts]
+        pieces = [self._pack(indices[p :: self.pieces], shape) for p in range(self.pieces)]
+        return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: np.stack(x), *pieces)
 
     def _pack(self, indices: np.ndarray, shape: Shape) -> Batch:
         items = [self.items[i] for i in indices]
@@ -200,7 +195,7 @@ class Loader:
         return pack(items, shape, self.dtype), labels
 
     def _shape(self, indices: np.ndarray) -> Shape:
-        """First planned shape that holds each part of the batch, else one of the ladder."""
+        """First planned shape that holds each graph of the batch, else one of the ladder."""
         atoms, rows = self._most(self._atoms, indices), self._most(self._rows, indices)
         for shape in self._planned:
             if holds(shape, atoms, rows):
@@ -212,17 +207,21 @@ class Loader:
         return shape
 
     @property
+    def _graphs(self) -> int:
+        """Graphs of a batch: the pieces of all parts."""
+        return self.parts * self.pieces
+
+    @property
     def _structures(self) -> int:
-        """Structures of a part of a batch."""
-        return -(-self.batch_size // self.parts)
+        """Most structures of a graph."""
+        return -(-self.batch_size // self._graphs)
 
     def _most(self, sizes: np.ndarray, indices: np.ndarray) -> int:
-        """The sum of sizes over the structures of a part of a batch, that of the largest part."""
-        return max(int(sizes[indices[p :: self.parts]].sum()) for p in range(self.parts))
+        """The sum of sizes over the structures of a graph of a batch, that of the largest."""
+        return max(int(sizes[indices[g :: self._graphs]].sum()) for g in range(self._graphs))
 
-    def _plan(self) -> None:
+    def _plan(self, slots: int, split: int, max_shapes: int) -> None:
         """Look at the batches of a number of epochs and choose few shapes with little padding."""
-        slots, split, max_shapes = self._planning
         epochs = max(1, min(50, _SAMPLE // self.num_batches)) if self.shuffle else 1
         batches = [batch for epoch in range(epochs) for batch in self.order(epoch)]
         atoms = np.array([self._most(self._atoms, b) for b in batches])
@@ -234,14 +233,14 @@ class Loader:
             n, r = int(atoms[0]), int(rows[0])
             self._planned = [Shape(n, self._structures, r + spare, slots, split)]
         else:
-            enough = max(int(rows.sum()) * (1 + _ROOM), edges / self.parts / slots / (1 - _WASTE))
+            enough = max(int(rows.sum()) * (1 + _ROOM), edges / self._graphs / slots / (1 - _WASTE))
             limits = _limits(rows + spare, enough, max_shapes)
             bins = np.searchsorted(limits, rows + spare)
             tops = np.maximum.accumulate([atoms[bins <= i].max() for i in range(len(limits))])
             sizes = zip(limits if split == 1 else map(_round, tops), limits, strict=True)
             self._planned = [Shape(int(n), self._structures, r, slots, split) for n, r in sizes]
         self.shapes = list(self._planned)
-        taken = sum(self._shape(batch).rows * slots for batch in batches) * self.parts
+        taken = sum(self._shape(batch).rows * slots for batch in batches) * self._graphs
         self.waste = 1.0 - edges / taken
 
 

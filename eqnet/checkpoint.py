@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.files import digest
 
 FORMAT = 1
@@ -285,8 +285,8 @@ def _disk_sentence(folder: Path, needed: int, error: Exception) -> str:
         free = f"{shutil.disk_usage(folder if folder.exists() else folder.parent).free:,}"
     except OSError:
         free = "an unknown number of"
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else reason(error)
     return (
-        f"{folder}: no checkpoint can be written ({reason.splitlines()[0][:120]}): about "
+        f"{folder}: no checkpoint can be written ({why}): about "
         f"{needed:,} bytes are needed and {free} are free; make room and run the same command again"
     )

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from eqnet import losses, training
 from eqnet.checkpoint import Checkpoints
 from eqnet.data.batches import Loader, Targets
 from eqnet.device import out_of_memory
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 from eqnet.graph import AtomGraph
 from eqnet.interrupt import Interrupt
 from eqnet.ops.timing import Clock
@@ -68,48 +67,37 @@ class Fit:
         team: Team | None = None,
     ):
         self.problem, self.options = problem, options
-        self.team = team or Team()
-        self._whole = train, valid
+        self.team = team = team or Team()
+        self.train, self.valid = train, valid
         self.checkpoints, self.history, self.progress = checkpoints, history, progress
-        self.started = time.monotonic() if started is None else started
+        self.begun = time.monotonic()
+        self.started = self.begun if started is None else started
         self.dtype = np.dtype(options.run.default_dtype)
         self.plan = Plan(options, problem.steps_per_epoch)
-        self._begin()
-
-    def _begin(self) -> None:
-        """The state before the first step, and the clocks of what is done from here on."""
-        self.begun, self._loop, self._pace = time.monotonic(), Clock.now(), Pace()
-        self._saved, self._looked = self.begun, 0.0
-        self.position = self._before = Position(lr=self.options.optimizer.lr)
-        state = training.first_state(self.problem, self._stage(), self.options.run.seed)
-        self.state: TrainState = self.team.from_first(state)
-        self.best: Weights = training.copied(self.state.params)
-        self._take_in_pieces(1)
-
-    def _take_in_pieces(self, pieces: int) -> None:
-        """Programs and batches of which one of so many pieces is in memory at a time."""
-        self.position = replace(self.position, pieces=pieces)
-        team, sums = self.team, self.problem.sums()
-        self.train, self.valid = (
-            x if pieces == 1 else x.in_pieces(min(pieces, x.batch_size)) for x in self._whole
-        )
-        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
+        self.position = Position(lr=options.optimizer.lr)
         self.step = Program(
-            team.together(training.train_step(self.problem, team.add, self.train.pieces)),
-            donate=True,
-            announce=self._announce("training", self.train.pieces),
-            place=team.shares,
+            self._training(), donate=True, announce=self._announce("training"), place=team.shares
         )
-
-        def validation(weights: Weights, graph: AtomGraph, targets: Targets) -> losses.Sums:
-            found = training.piece_by_piece(partial(sums, weights), self.valid.pieces)
-            return team.add(found(graph, targets))
-
         self.validation = Program(
-            team.together(validation),
-            announce=self._announce("validation", self.valid.pieces),
-            place=team.shares,
+            self._validating(), announce=self._announce("validation"), place=team.shares
         )
+        state = training.first_state(problem, self._stage(), options.run.seed)
+        self.state: TrainState = team.from_first(state)
+        self.best: Weights = training.copied(self.state.params)
+        self._like = jax.device_get({"state": self.state, "best": self.best})
+        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
+        self._saved, self._looked = self.begun, 0.0
+        self._before = self.position
+        self._loop = Clock.now()
+        self._pace = Pace()
+
+    def _training(self) -> Callable[..., TrainState]:
+        step = training.train_step(self.problem, self.team.add, self.train.pieces)
+        return self.team.together(step)
+
+    def _validating(self) -> Callable[..., losses.Sums]:
+        step = training.validation_step(self.problem, self.team.add, self.valid.pieces)
+        return self.team.together(step)
 
     # ------------------------------------------------------------------------------ the whole
 
@@ -117,22 +105,22 @@ class Fit:
         """Train to the end, or to the first limit, signal or fault.
 
         Raises:
-            InputError: the loss became infinite or NaN, or no checkpoint can be written.
+            InputError: the loss became infinite or NaN, no checkpoint can be written, or the device
+                has no memory for one structure.
         """
         self._restore()
         self._loop = Clock.now()
+        end = None
         with Interrupt() as interrupt, self.progress.start(self.plan.epochs):
-            stop = self.plan.finished(self.position)
-            while stop is None:
+            while end is None:
+                pieces = self.position.pieces
                 try:
-                    stop = self._epoch(interrupt) or self.plan.finished(self.position)
+                    end = self._to_the_end(interrupt)
                 except jax.errors.JaxRuntimeError as error:
-                    self._divide(error)
-            self.save()
-            unseen = self.position.batch > 0 or not self.history.rows
-            number = self.team.most(interrupt.signal or 0)
-            if self.team.any(self.team.leads and unseen) and not number:
-                self._validate()  # after the checkpoint: the run may go on from there
+                    pieces = self._more_pieces("training", self.train, error)
+                if end is None:  # what the error held in memory is free by now
+                    self._go_on_in(pieces)
+        stop, number = end
         return Outcome(
             best=self.team.alone(self.best),
             last=self.team.alone(training.copied(self._candidate())),
@@ -143,57 +131,52 @@ class Fit:
             signal=number or None,
         )
 
+    def _to_the_end(self, interrupt: Interrupt) -> tuple[Stop, int]:
+        """Train until there is a reason to stop; also the signal that was it, or 0."""
+        stop = self.plan.finished(self.position)
+        while stop is None:
+            stop = self._epoch(interrupt) or self.plan.finished(self.position)
+        self.save()
+        unseen = self.position.batch > 0 or not self.history.rows
+        number = self.team.most(interrupt.signal or 0)
+        if self.team.any(self.team.leads and unseen) and not number:
+            self._validate()  # after the checkpoint: the run may go on from there
+        return stop, number
+
     def _restore(self) -> None:
         """Go on from the newest intact checkpoint, or make sure that one can be kept."""
-        like = {"state": self.state, "best": self.best}
-        found = self.checkpoints.restore(like) if self.team.leads else None
-        if not self.team.any(found is not None):
+        if not self._load():
             self.save()
             if self.team.leads:
-                self._read_back(like)
+                self._read_back()
             self.history.restart(0)
             return
-        step, tree, position = found or (0, like, {})
+        self._before = self.position
+        self._divide(self.position.pieces, self.position.valid_pieces)
+        if self.position.step:
+            self.progress.tell(
+                f"going on from step {self.position.step} "
+                f"(epoch {self.position.epoch} of {self.plan.epochs})"
+            )
+
+    def _load(self) -> bool:
+        """Take state and position from the newest intact checkpoint; whether there is one."""
+        found = self.checkpoints.restore(self._like) if self.team.leads else None
+        if not self.team.any(found is not None):
+            return False
+        _, tree, position = found or (0, self._like, {})
         tree = self.team.from_first(tree)
         position = json.loads(self.team.text_from_first(json.dumps(position)))
         self.state, self.best = tree["state"], tree["best"]
-        self.position = self._before = Position(**position)
-        if self.position.pieces > 1:
-            self._take_in_pieces(self.position.pieces if self.team.count == 1 else 1)
+        self.position = Position(**position)
         self._pace.epoch(self.position.step * self.train.batch_size, self._working())
         self.history.restart(self.position.epoch)
-        if step:
-            self.progress.tell(
-                f"going on from step {step} (epoch {self.position.epoch} of {self.plan.epochs})"
-            )
+        return True
 
-    def _divide(self, error: Exception) -> None:
-        """Go on from the last checkpoint with smaller pieces, where the device had no more memory.
-
-        Raises:
-            JaxRuntimeError: something else was wrong, or several processes share a batch.
-            InputError: the pieces cannot be smaller.
-        """
-        if not out_of_memory(error) or self.team.count > 1:
-            raise error
-        pieces = self.position.pieces
-        if pieces >= max(loader.batch_size for loader in self._whole):
-            raise InputError(
-                "the device ran out of memory with one structure at a time; take fewer "
-                "--num_channels, --default_dtype float32 or a larger device, and another --name"
-            )
-        self.progress.tell(
-            f"the device ran out of memory: from here on every batch is worked on in {2 * pieces} "
-            "pieces, one after the other; the numbers are the same to rounding"
-        )
-        self._begin()
-        self._restore()
-        self._take_in_pieces(2 * pieces)
-
-    def _read_back(self, like: Any) -> None:
+    def _read_back(self) -> None:
         """Restore the first checkpoint: what cannot be read is better known before the training."""
-        found = self.checkpoints.restore(like)
-        if found is None or not _equal(found[1], like):
+        found = self.checkpoints.restore(self._like)
+        if found is None or not _equal(found[1], {"state": self.state, "best": self.best}):
             raise RuntimeError("the first checkpoint does not give back what was saved")
 
     def save(self) -> None:
@@ -276,6 +259,48 @@ class Fit:
         if self.plan.second_stage_begins(self.position):
             self._begin_second_stage()
 
+    # ------------------------------------------------------------------------------ a full device
+
+    def _more_pieces(self, what: str, loader: Loader, error: Exception) -> int:
+        """In how many pieces a batch is to be worked on, after this error.
+
+        Raises:
+            JaxRuntimeError: it is another error, or several processes share a batch.
+            InputError: a piece is one structure already.
+        """
+        if not out_of_memory(error) or self.team.count > 1:
+            raise error
+        if loader.pieces >= loader.batch_size:
+            raise InputError(
+                f"the device ran out of memory with one structure at a time ({reason(error)}); "
+                "train fewer channels, or on a larger device"
+            ) from None
+        pieces = min(2 * loader.pieces, loader.batch_size)
+        self.progress.tell(
+            f"the device ran out of memory ({reason(error)}): from here on a batch of {what} is "
+            f"worked on in {pieces} pieces, one after the other, with the same result to rounding"
+        )
+        return pieces
+
+    def _go_on_in(self, pieces: int) -> None:
+        """Train on from the last checkpoint, which has what the failed step has lost."""
+        del self.state, self.best
+        self._divide(pieces, self.position.valid_pieces)  # gives memory back before it takes any
+        self._pace = Pace()
+        self._load()
+        self.position = replace(self.position, pieces=pieces, valid_pieces=self.valid.pieces)
+        self.save()
+
+    def _divide(self, pieces: int, valid_pieces: int) -> None:
+        """Take the batches of training and validation in so many pieces."""
+        if pieces != self.train.pieces:
+            self.train = self.train.in_pieces(pieces)
+            self.step.become(self._training())
+        if valid_pieces != self.valid.pieces:
+            self.valid = self.valid.in_pieces(valid_pieces)
+            self.validation.become(self._validating())
+        self._valid_batches = None
+
     # ------------------------------------------------------------------------------ validation
 
     def _candidate(self) -> Weights:
@@ -288,7 +313,7 @@ class Fit:
         epoch = self.position.epoch + (batch > 0)
         loss_sum, done = float(self._check_finite()), self.position.step * self.train.batch_size
         speed = self._pace.rate(done, self._working())
-        found = [self.validation(weights, *pair) for pair in self._validation_batches()]
+        found = self._validation_sums(weights)
         rate, stage_weights = jax.device_get((self.state.rate, self.state.stage.weights))
         sums = training.add_up(found)
         loss = losses.total_on_host(sums, stage_weights)
@@ -318,6 +343,17 @@ class Fit:
         self.progress.validated(row, best=best, left=left)
         self._looked = self._working()
 
+    def _validation_sums(self, weights: Weights) -> list[losses.Sums]:
+        """Of each batch, in more pieces where the device has no memory for all of it."""
+        while True:
+            try:
+                found = [self.validation(weights, *pair) for pair in self._validation_batches()]
+                return jax.block_until_ready(found)
+            except jax.errors.JaxRuntimeError as error:
+                pieces = self._more_pieces("validation", self.valid, error)
+            self._divide(self.train.pieces, pieces)
+            self.position = replace(self.position, valid_pieces=pieces)
+
     def _refuse_validation(self, found: list[losses.Sums]) -> None:
         """Name the structures of the first batch whose loss is not finite."""
         bad = next(i for i, sums in enumerate(found) if not np.isfinite(sums.loss).all())
@@ -343,7 +379,7 @@ class Fit:
         size = 0
         for batch in self.valid.batches(0):
             size += sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-            if size <= RESIDENT_BYTES and self.team.count == 1:
+            if size <= RESIDENT_BYTES and self.team.count == self.position.pieces == 1:
                 batch = jax.device_put(batch)
             kept = [*kept, batch] if size <= RESIDENT_BYTES else []
             yield batch
@@ -389,15 +425,11 @@ class Fit:
             "structures, lower --lr or --clip_grad; the last good state is saved"
         )
 
-    def _announce(self, what: str, pieces: int) -> Callable[[AtomGraph], None]:
-        def tell(graph: AtomGraph) -> None:
-            one = graph if pieces == 1 else jax.tree.map(lambda x: x[0], graph)
-            self.progress.tell(
-                f"compiling a step of {what} for {one.num_structures} structures, "
-                f"{one.num_atoms} atoms"
-            )
-
-        return tell
+    def _announce(self, what: str) -> Callable[[AtomGraph], None]:
+        return lambda graph: self.progress.tell(
+            f"compiling a step of {what} for {graph.cell.shape[-3]} structures, "
+            f"{graph.positions.shape[-2]} atoms"
+        )
 
     def _seconds(self) -> float:
         return self._before.seconds + time.monotonic() - self.begun

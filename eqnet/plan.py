@@ -26,7 +26,8 @@ class Position:
     seconds: float = 0.0  # of all processes that worked on the run
     loop_wall: float = 0.0  # seconds of them in the loop, without compilation
     loop_cpu: float = 0.0  # CPU seconds of all threads meanwhile
-    pieces: int = 1  # of each batch, that the memory of the device asks for
+    pieces: int = 1  # of a batch, one after the other, that the memory of the device asks for
+    valid_pieces: int = 1  # of a batch of the validation
 
 
 class Stop(NamedTuple):

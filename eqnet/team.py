@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eqnet.device import find_device
-from eqnet.errors import InputError
+from eqnet.errors import InputError, reason
 
 AXIS = "processes"
 TEXT = 4096  # bytes of a text that the first process sends
@@ -144,7 +144,7 @@ def join(
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"the processes of the run did not meet ({str(error).splitlines()[0]}); with "
+            f"the processes of the run did not meet ({reason(error)}); with "
             "--coordinator auto they must be started by Slurm, Open MPI or Kubernetes"
         ) from None
     count = jax.process_count()

@@ -81,9 +81,9 @@ class TensorProblem:
                 own = jnp.sqrt(jnp.mean(label**2, axis=-1, keepdims=True))
                 unit = jnp.where(own > 0, own, size) if self.relative else size
                 loss = jnp.sum(weight * measure(error / unit))
-                count = jnp.sum(weight > 0).astype(error.dtype)
-                rows.append((loss, count, jnp.sum(jnp.abs(error)), jnp.sum(error**2)))
-            return losses.Sums(*(jnp.stack(column) for column in zip(*rows, strict=True)))
+                rows.append((loss, jnp.sum(jnp.abs(error)), jnp.sum(error**2)))
+            loss, absolute, squared = (jnp.stack(column) for column in zip(*rows, strict=True))
+            return losses.Sums(loss, self.labels(graph, targets), absolute, squared)
 
         return sums
 

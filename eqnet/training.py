@@ -234,7 +234,7 @@ def piece_by_piece(
 ) -> Callable[[AtomGraph, Targets], Tree]:
     """(graph, targets) -> the sum of the function over the pieces of a batch, one after the other.
 
-    More than one piece are stacked, as `Loader.in_pieces` makes them; the memory is that of one.
+    More than one are stacked, as `Loader.in_pieces` makes them; only one is calculated at a time.
     """
     if pieces == 1:
         return function
@@ -304,6 +304,18 @@ def train_step(
     return step
 
 
+def validation_step(
+    problem: Task, add: Callable[[Any], Any] = lambda tree: tree, pieces: int = 1
+) -> Callable[[Weights, AtomGraph, Targets], losses.Sums]:
+    """The pure function of the sums of a validation batch, its options those of `train_step`."""
+    sums = problem.sums()
+
+    def step(weights: Weights, graph: AtomGraph, targets: Targets) -> losses.Sums:
+        return add(piece_by_piece(partial(sums, weights), pieces)(graph, targets))
+
+    return step
+
+
 class Program:
     """A function of (something, graph, targets), compiled once for each shape of the batch.
 
@@ -321,11 +333,15 @@ class Program:
         announce: Callable[[AtomGraph], None] = lambda graph: None,
         place: Callable[[Any], Any] = lambda batch: batch,
     ):
-        self._jitted = program(function, donate_argnums=(0,) if donate else ())
-        self._compiled: dict[tuple[int, ...], Any] = {}
-        self._announce, self._place = announce, place
+        self._donate, self._announce, self._place = donate, announce, place
+        self.become(function)
         self.compilations = 0
         self.seconds = self.cpu_seconds = 0.0
+
+    def become(self, function: Callable[..., Any]) -> None:
+        """Take another function; what was compiled is given up, and still counted."""
+        self._jitted = program(function, donate_argnums=(0,) if self._donate else ())
+        self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, first: Any, graph: AtomGraph, targets: Targets) -> Any:
         """The value of the function; the first argument is lost if it is donated."""

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import jax
 
 from eqnet.data.demo import demo_path
-from eqnet.errors import InputError
+from eqnet.device import out_of_memory
+from eqnet.errors import InputError, reason
 from eqnet.experiment import Experiment
 from eqnet.options import TrainOptions, free_options
 from eqnet.potential import Potential
@@ -68,11 +69,11 @@ def losing(team: Team) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if team.count == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if team.count == 1 or out_of_memory(error):
             raise
         print(
             "eqnet: error: another process of the run has ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]}); the same command, with any number of "
+            f"({reason(error)}); the same command, with any number of "
             "processes, goes on from the last checkpoint",
             file=sys.stderr,
             flush=True,

@@ -203,27 +203,49 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
     assert_same_end(whole, end)
 
 
+FULL = "RESOURCE_EXHAUSTED: trying to allocate 9876543 bytes"
+
+
 def full_device(
-    monkeypatch: pytest.MonkeyPatch, pieces: int, *, first: int = 0, last: int = 99
+    monkeypatch: pytest.MonkeyPatch, train: int, valid: int = 1, *, first: int = 0, last: int = 99
 ) -> None:
-    """Steps after `first` have memory for one of so many pieces of a batch, and `last` is fatal."""
+    """A device for one of so many pieces of a batch, after the step `first`; `last` is fatal."""
     call, steps = Program.__call__, [0]
 
     def limited(self, given, graph, targets):
-        steps[0] += isinstance(given, TrainState)
+        training = isinstance(given, TrainState)
+        steps[0] += training
         if steps[0] > last:
             raise Killed
-        room = graph.positions.shape[0] if graph.positions.ndim == 3 else 1
-        if room >= pieces or steps[0] <= first:
+        pieces = graph.positions.shape[0] if graph.positions.ndim == 3 else 1
+        if pieces >= (train if training else valid) or steps[0] <= first:
             return call(self, given, graph, targets)
-        if isinstance(given, TrainState):  # donated, and lost
+        if training:  # donated, and lost
             jax.tree.map(lambda x: x.delete(), given)
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 9876543 bytes")
+        raise jax.errors.JaxRuntimeError(FULL)
 
     monkeypatch.setattr(Program, "__call__", limited)
 
 
+def tell_into(fit: Fit) -> list[str]:
+    told: list[str] = []
+    fit.progress.tell = told.append  # type: ignore[method-assign]
+    return told
+
+
+def assert_same_to_rounding(one: Outcome, other: Outcome) -> None:
+    for a, b in zip((*one.last, *one.best), (*other.last, *other.best), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+    for name in ("step", "epoch", "batch", "stage", "lr", "best_epoch"):
+        assert getattr(one.position, name) == getattr(other.position, name)
+    assert len(one.history) == len(other.history)
+    for row, twin in zip(one.history, other.history, strict=True):
+        same = {name: value for name, value in row.items() if name not in TIMES}
+        assert same == pytest.approx({name: twin[name] for name in same}, rel=1e-10)
+
+
 SIXES = {"batch_size": 6, "valid_batch_size": 4, "default_dtype": "float64"}
+SIXES |= {"stage_two": True, "start_stage_two": 3, "eval_interval": 2, "max_num_epochs": 6}
 
 
 @pytest.mark.parametrize("first", [0, 5])
@@ -231,28 +253,56 @@ def test_a_full_device_takes_batches_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None, first: int
 ) -> None:
     """The run is that with enough memory to rounding, and goes on in pieces when resumed."""
-    chosen = small_run.options(**SIXES, max_num_epochs=4, checkpoint_interval=0.0)
+    chosen = small_run.options(**SIXES)
     whole = small_run.fit(tmp_path / "whole", chosen, train=17).run()
     with monkeypatch.context() as patch:
         full_device(patch, 3, first=first, last=first + 5)
         fit = small_run.fit(tmp_path / "run", chosen, train=17)
-        told: list[str] = []
-        fit.progress.tell = told.append  # type: ignore[method-assign]
+        told = tell_into(fit)
         with pytest.raises(Killed):
             fit.run()
     assert [line for line in told if "out of memory" in line] == [
-        f"the device ran out of memory: from here on every batch is worked on in {n} pieces, one "
-        "after the other; the numbers are the same to rounding"
+        f"the device ran out of memory ({FULL}): from here on a batch of training is worked on "
+        f"in {n} pieces, one after the other, with the same result to rounding"
         for n in (2, 4)
     ]
     again = small_run.fit(tmp_path / "run", chosen, train=17)
     outcome = again.run()
-    assert again.train.pieces == 4 and outcome.position.step == whole.position.step == 12
-    for a, b in zip(outcome.last, whole.last, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
-    for one, other in zip(outcome.history, whole.history, strict=True):
-        assert one["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-11)
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-11)
+    assert (again.train.pieces, again.valid.pieces) == (4, 1)
+    assert outcome.position.step == 18
+    assert_same_to_rounding(outcome, whole)
+
+
+@pytest.mark.parametrize("steps", [None, 4])  # all, or an end within an epoch
+def test_a_validation_in_pieces_leaves_the_training_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None, steps: int | None
+) -> None:
+    chosen = small_run.options(**SIXES, max_num_steps=steps)
+    whole = small_run.fit(tmp_path / "whole", chosen, train=17).run()
+    full_device(monkeypatch, 1, 3)
+    fit = small_run.fit(tmp_path / "run", chosen, train=17)
+    outcome = fit.run()
+    assert (fit.train.pieces, fit.valid.pieces, outcome.position.valid_pieces) == (1, 4, 4)
+    assert_same_to_rounding(outcome, whole)
+
+
+def test_an_error_that_comes_with_the_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None
+) -> None:
+    """Programs run on their own; what goes wrong is known when their numbers are fetched."""
+    chosen = small_run.options(**SIXES, max_num_steps=4)
+    whole = small_run.fit(tmp_path / "whole", chosen, train=17).run()
+    check = Fit._check_finite
+
+    def late(self: Fit):
+        if self.position.step == 4 and self.train.pieces == 1:
+            raise jax.errors.JaxRuntimeError(FULL)
+        return check(self)
+
+    monkeypatch.setattr(Fit, "_check_finite", late)
+    outcome = small_run.fit(tmp_path / "run", chosen, train=17).run()
+    assert outcome.position.pieces == 2
+    assert_same_to_rounding(outcome, whole)
 
 
 def test_a_device_too_small_for_one_structure_is_a_sentence(
@@ -260,9 +310,24 @@ def test_a_device_too_small_for_one_structure_is_a_sentence(
 ) -> None:
     full_device(monkeypatch, 100)
     fit = small_run.fit(tmp_path, small_run.options(batch_size=3))
-    with pytest.raises(InputError, match="ran out of memory with one structure at a time; take"):
+    told = tell_into(fit)
+    words = r"ran out of memory with one structure at a time \(RESOURCE.* 9876543 bytes\); train"
+    with pytest.raises(InputError, match=words):
         fit.run()
-    assert fit.position.pieces == 4 and fit.train.pieces == 3
+    assert [line.split(" pieces")[0][-1] for line in told if "out of memory" in line] == ["2", "3"]
+
+
+def test_other_errors_of_the_device_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(Program, "__call__", broken)
+    fit = small_run.fit(tmp_path, small_run.options())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        fit.run()
+    assert fit.checkpoints.steps() == [0]
 
 
 def test_second_stage_has_its_own_weights_and_rate(tmp_path: Path) -> None:

@@ -11,14 +11,18 @@ import pytest
 from flax import nnx
 from graphs import Structure, make_graph
 
+from eqnet.data.batches import Loader, make_items
 from eqnet.data.frame import Frame
 from eqnet.data.tensor_labels import TENSORS, TensorKind
 from eqnet.models import MODELS
 from eqnet.models.mace import MACE, MACEConfig
 from eqnet.models.nequip import NequIP, NequIPConfig
+from eqnet.options import TrainOptions, resolve_choices
 from eqnet.so3 import random_rotation
 from eqnet.tensor_evaluation import errors, mean_label
 from eqnet.tensor_model import TensorModel, fit_scale_and_shift, needed_irreps
+from eqnet.tensor_training import TensorProblem
+from eqnet.training import validation_step
 
 pytestmark = pytest.mark.usefixtures("x64")
 ELEMENTS, CUTOFF = (1, 8), 3.0
@@ -215,3 +219,44 @@ def test_errors_beside_the_mean_label() -> None:
     assert found["mae"] == pytest.approx((0.5 + 1 + 2) / 3)
     assert found["rmse"] == pytest.approx(np.sqrt((0.25 + 1 + 4) / 3))
     assert found["relative"] == pytest.approx(np.sqrt(5.25) / 3)
+
+
+def test_sums_of_a_batch_in_pieces() -> None:
+    """Those of single structures; labels of atoms and of structures, some of them absent."""
+    rng, chosen = np.random.default_rng(0), resolve_choices(TrainOptions())
+    model = tensor_model(nequip, ["dipole", "born_effective_charges"])
+    frames = []
+    for i in range(5):
+        one = molecule()
+        place = one.positions + rng.normal(scale=0.05, size=one.positions.shape)
+        labels = {"dipole": rng.normal(size=3)} if i % 2 else {}
+        labels |= {"born_effective_charges": rng.normal(size=(4, 3, 3))} if i else {}
+        frames.append(Frame(one.numbers, place, one.cell, np.zeros(3, bool), tensors=labels))
+    loader = Loader(
+        make_items(frames, ELEMENTS, CUTOFF), 5, reference_energy=lambda s: 0.0, shuffle=False,
+        tensors=dict(model.kinds), dtype=np.float64,
+    )  # fmt: skip
+    problem = TensorProblem(model, chosen.loss, chosen.optimizer, 1, (0.5, 2.0))
+    for pieces in (1, 3):
+        (batch,) = loader.in_pieces(pieces).batches(0)
+        step = jax.jit(validation_step(problem, pieces=pieces))
+        sums = step(problem.weights(), *jax.tree.map(jnp.asarray, batch))
+        np.testing.assert_array_equal(sums.labels, [2, 16])
+        for at, (name, size) in enumerate(zip(dict(model.kinds), (0.5, 2.0), strict=True)):
+            gaps = [
+                answers(model, Structure(f.numbers, f.positions, f.cell))[name].ravel()[: v.size]
+                - v.ravel()
+                for f in frames
+                if (v := f.tensors.get(name)) is not None
+            ]
+            squares = sum((gap**2).sum() for gap in gaps)
+            assert sums.squared[at] == pytest.approx(squares, rel=1e-10)
+            components = 3 if name == "dipole" else 9
+            expected = _loss(gaps, components, size, chosen.loss.loss)
+            assert sums.loss[at] == pytest.approx(expected, rel=1e-10)
+
+
+def _loss(gaps: list[np.ndarray], components: int, size: float, measure: str) -> float:
+    assert measure == "l1"
+    rows = np.concatenate([gap.reshape(-1, components) for gap in gaps]) / size
+    return float(np.linalg.norm(rows, axis=1).sum())

@@ -47,7 +47,7 @@ def loss_by_hand(made: Problem, weights, batch) -> float:
 def test_sgd_like_step_follows_finite_differences(pieces: int, tmp_path: Path, x64: None) -> None:
     """The first step of Adam is lr times the sign of the gradient of the loss.
 
-    Some structures lack forces; the last pieces of five have no structure.
+    Some structures lack forces; the last of five pieces has no structure.
     """
     made = problem(loss="mse", scheduler="constant", ema=False, clip_grad=0.0)
     data = [
