@@ -183,7 +183,9 @@ class Loader:
         shape = self._shape(indices)
         indices = indices[self.part :: self.parts]
         pieces = [self._pack(indices[p :: self.pieces], shape) for p in range(self.pieces)]
-        return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *x: np.stack(x), *pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        return jax.tree_util.tree_map(lambda *arrays: np.stack(arrays), *pieces)
 
     def _pack(self, indices: np.ndarray, shape: Shape) -> Batch:
         items = [self.items[i] for i in indices]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,22 +20,21 @@ import numpy as np
 
 from eqnet import losses, training
 from eqnet.checkpoint import Checkpoints
-from eqnet.data.batches import Loader, Targets
-from eqnet.device import out_of_memory
-from eqnet.errors import InputError, reason
-from eqnet.graph import AtomGraph
+from eqnet.data.batches import Loader
+from eqnet.errors import InputError
 from eqnet.interrupt import Interrupt
 from eqnet.ops.timing import Clock
 from eqnet.options import TrainOptions
+from eqnet.pieces import more_pieces
 from eqnet.plan import Plan, Position, Stop
 from eqnet.progress import Pace, Progress
 from eqnet.run_folder import History
 from eqnet.team import Team
-from eqnet.training import Outcome, Program, Task, TrainState, Weights
+from eqnet.training import Outcome, Program, Task, TrainState, Weights, told_of
+from eqnet.validation import Validation
 
 LOOK_SECONDS = 2.0  # between looks into a long epoch: progress, and whether the loss is finite
 AGREE = 10  # steps between the moments when several processes agree whether to stop
-RESIDENT_BYTES = 1 << 29  # validation batches up to this size stay on the device
 
 
 class Fit:
@@ -68,24 +67,21 @@ class Fit:
     ):
         self.problem, self.options = problem, options
         self.team = team = team or Team()
-        self.train, self.valid = train, valid
+        self.train = train
         self.checkpoints, self.history, self.progress = checkpoints, history, progress
         self.begun = time.monotonic()
         self.started = self.begun if started is None else started
         self.dtype = np.dtype(options.run.default_dtype)
         self.plan = Plan(options, problem.steps_per_epoch)
         self.position = Position(lr=options.optimizer.lr)
-        self.step = Program(
-            self._training(), donate=True, announce=self._announce("training"), place=team.shares
-        )
-        self.validation = Program(
-            self._validating(), announce=self._announce("validation"), place=team.shares
-        )
+        tell = progress.tell
+        self.validation = Validation(problem, valid, team=team, tell=tell)
+        announce = told_of("training", tell)
+        self.step = Program(self._training(), donate=True, announce=announce, place=team.shares)
         state = training.first_state(problem, self._stage(), options.run.seed)
         self.state: TrainState = team.from_first(state)
         self.best: Weights = training.copied(self.state.params)
         self._like = jax.device_get({"state": self.state, "best": self.best})
-        self._valid_batches: list[tuple[AtomGraph, Targets]] | None = None
         self._saved, self._looked = self.begun, 0.0
         self._before = self.position
         self._loop = Clock.now()
@@ -93,10 +89,6 @@ class Fit:
 
     def _training(self) -> Callable[..., TrainState]:
         step = training.train_step(self.problem, self.team.add, self.train.pieces)
-        return self.team.together(step)
-
-    def _validating(self) -> Callable[..., losses.Sums]:
-        step = training.validation_step(self.problem, self.team.add, self.valid.pieces)
         return self.team.together(step)
 
     # ------------------------------------------------------------------------------ the whole
@@ -117,7 +109,8 @@ class Fit:
                 try:
                     end = self._to_the_end(interrupt)
                 except jax.errors.JaxRuntimeError as error:
-                    pieces = self._more_pieces("training", self.train, error)
+                    tell = self.progress.tell
+                    pieces = more_pieces(self.train, error, what="training", tell=tell)
                 if end is None:  # what the error held in memory is free by now
                     self._go_on_in(pieces)
         stop, number = end
@@ -152,7 +145,8 @@ class Fit:
             self.history.restart(0)
             return
         self._before = self.position
-        self._divide(self.position.pieces, self.position.valid_pieces)
+        self._divide(self.position.pieces)
+        self.validation.divide(self.position.valid_pieces)
         if self.position.step:
             self.progress.tell(
                 f"going on from step {self.position.step} "
@@ -183,9 +177,10 @@ class Fit:
         """Write a checkpoint of the present step."""
         self._check_finite()
         spent, before = self._loop.until_now(), self._before
-        compiling = [self.step, self.validation]
+        compiling = [self.step, self.validation.program]
         self.position = replace(
             self.position,
+            valid_pieces=self.validation.loader.pieces,
             seconds=self._seconds(),
             loop_wall=before.loop_wall + spent.wall - sum(p.seconds for p in compiling),
             loop_cpu=before.loop_cpu + spent.cpu - sum(p.cpu_seconds for p in compiling),
@@ -261,45 +256,21 @@ class Fit:
 
     # ------------------------------------------------------------------------------ a full device
 
-    def _more_pieces(self, what: str, loader: Loader, error: Exception) -> int:
-        """In how many pieces a batch is to be worked on, after this error.
-
-        Raises:
-            JaxRuntimeError: it is another error, or several processes share a batch.
-            InputError: a piece is one structure already.
-        """
-        if not out_of_memory(error) or self.team.count > 1:
-            raise error
-        if loader.pieces >= loader.batch_size:
-            raise InputError(
-                f"the device ran out of memory with one structure at a time ({reason(error)}); "
-                "train fewer channels, or on a larger device"
-            ) from None
-        pieces = min(2 * loader.pieces, loader.batch_size)
-        self.progress.tell(
-            f"the device ran out of memory ({reason(error)}): from here on a batch of {what} is "
-            f"worked on in {pieces} pieces, one after the other, with the same result to rounding"
-        )
-        return pieces
-
     def _go_on_in(self, pieces: int) -> None:
         """Train on from the last checkpoint, which has what the failed step has lost."""
         del self.state, self.best
-        self._divide(pieces, self.position.valid_pieces)  # gives memory back before it takes any
+        self._divide(pieces)  # gives memory back before any is taken
         self._pace = Pace()
         self._load()
-        self.position = replace(self.position, pieces=pieces, valid_pieces=self.valid.pieces)
+        self.position = replace(self.position, pieces=pieces)
         self.save()
 
-    def _divide(self, pieces: int, valid_pieces: int) -> None:
-        """Take the batches of training and validation in so many pieces."""
+    def _divide(self, pieces: int) -> None:
+        """Take the batches of the training in so many pieces."""
         if pieces != self.train.pieces:
             self.train = self.train.in_pieces(pieces)
             self.step.become(self._training())
-        if valid_pieces != self.valid.pieces:
-            self.valid = self.valid.in_pieces(valid_pieces)
-            self.validation.become(self._validating())
-        self._valid_batches = None
+            self.validation.leave_device()
 
     # ------------------------------------------------------------------------------ validation
 
@@ -313,7 +284,7 @@ class Fit:
         epoch = self.position.epoch + (batch > 0)
         loss_sum, done = float(self._check_finite()), self.position.step * self.train.batch_size
         speed = self._pace.rate(done, self._working())
-        found = self._validation_sums(weights)
+        found = self.validation.sums(weights)
         rate, stage_weights = jax.device_get((self.state.rate, self.state.stage.weights))
         sums = training.add_up(found)
         loss = losses.total_on_host(sums, stage_weights)
@@ -329,7 +300,7 @@ class Fit:
             "lr": float(rate),
             **self.problem.errors(sums),
             "structures_per_s": round(speed, 1),
-            "compilations": self.step.compilations + self.validation.compilations,
+            "compilations": self.step.compilations + self.validation.program.compilations,
         }
         best = loss < self.position.best_loss
         if best:
@@ -343,25 +314,14 @@ class Fit:
         self.progress.validated(row, best=best, left=left)
         self._looked = self._working()
 
-    def _validation_sums(self, weights: Weights) -> list[losses.Sums]:
-        """Of each batch, in more pieces where the device has no memory for all of it."""
-        while True:
-            try:
-                found = [self.validation(weights, *pair) for pair in self._validation_batches()]
-                return jax.block_until_ready(found)
-            except jax.errors.JaxRuntimeError as error:
-                pieces = self._more_pieces("validation", self.valid, error)
-            self._divide(self.train.pieces, pieces)
-            self.position = replace(self.position, valid_pieces=pieces)
-
     def _refuse_validation(self, found: list[losses.Sums]) -> None:
         """Name the structures of the first batch whose loss is not finite."""
         bad = next(i for i, sums in enumerate(found) if not np.isfinite(sums.loss).all())
-        frames = [self.valid.items[i].frame.name for i in self.valid.order(0)[bad]]
         self.save()
         raise InputError(
             f"the validation loss is not a finite number after step {self.position.step}, with the "
-            f"batch of {_shorten(frames)}; look at these structures, or lower --lr"
+            f"batch of {_shorten(self.validation.names(bad))}; look at these structures, or lower "
+            "--lr"
         )
 
     def _drive_plateau(self, epoch: int, loss: float) -> None:
@@ -369,22 +329,6 @@ class Fit:
         if self.position.lr != before:
             rate = self.team.same(jnp.asarray(self.position.lr, self.dtype))
             self.state = replace(self.state, stage=replace(self.state.stage, lr=rate))
-
-    def _validation_batches(self) -> Iterator[tuple[AtomGraph, Targets]]:
-        """The validation batches; small sets stay, on the device if one process has all of them."""
-        if self._valid_batches is not None:
-            yield from self._valid_batches
-            return
-        kept: list[tuple[AtomGraph, Targets]] = []
-        size = 0
-        for batch in self.valid.batches(0):
-            size += sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-            if size <= RESIDENT_BYTES and self.team.count == self.position.pieces == 1:
-                batch = jax.device_put(batch)
-            kept = [*kept, batch] if size <= RESIDENT_BYTES else []
-            yield batch
-        if len(kept) == self.valid.num_batches:
-            self._valid_batches = kept
 
     # ------------------------------------------------------------------------------ stages
 
@@ -425,18 +369,12 @@ class Fit:
             "structures, lower --lr or --clip_grad; the last good state is saved"
         )
 
-    def _announce(self, what: str) -> Callable[[AtomGraph], None]:
-        return lambda graph: self.progress.tell(
-            f"compiling a step of {what} for {graph.cell.shape[-3]} structures, "
-            f"{graph.positions.shape[-2]} atoms"
-        )
-
     def _seconds(self) -> float:
         return self._before.seconds + time.monotonic() - self.begun
 
     def _working(self) -> float:
         """Seconds of this process that were not spent compiling."""
-        compiling = self.step.seconds + self.validation.seconds
+        compiling = self.step.seconds + self.validation.program.seconds
         return time.monotonic() - self.begun - compiling
 
 

@@ -24,6 +24,7 @@ from eqnet.graph import AtomGraph
 from eqnet.ops.timing import Clock
 from eqnet.optimizer import course, ema_decay, optimizer
 from eqnet.options import LossOptions, OptimizerOptions, TrainOptions
+from eqnet.pieces import piece_by_piece
 from eqnet.plan import Position
 from eqnet.potential import Potential
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from eqnet.data.batches import Targets
 
 Module = TypeVar("Module", bound=nnx.Module)
-Tree = TypeVar("Tree")
 Weights = tuple[jax.Array, ...]  # of a potential, in the order of jax.tree.leaves
 
 
@@ -229,28 +229,6 @@ def stage_state(
     )
 
 
-def piece_by_piece(
-    function: Callable[[AtomGraph, Targets], Tree], pieces: int
-) -> Callable[[AtomGraph, Targets], Tree]:
-    """(graph, targets) -> the sum of the function over the pieces of a batch, one after the other.
-
-    More than one are stacked, as `Loader.in_pieces` makes them; only one is calculated at a time.
-    """
-    if pieces == 1:
-        return function
-
-    def total(graph: AtomGraph, targets: Targets) -> Tree:
-        one = jax.tree.map(lambda x: x[0], (graph, targets))
-        zeros = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(function, *one))
-
-        def add(sums: Tree, piece: tuple[AtomGraph, Targets]) -> tuple[Tree, None]:
-            return jax.tree.map(jnp.add, sums, function(*piece)), None
-
-        return jax.lax.scan(add, zeros, (graph, targets))[0]
-
-    return total
-
-
 def train_step(
     problem: Task, add: Callable[[Any], Any] = lambda tree: tree, pieces: int = 1
 ) -> Callable[[TrainState, AtomGraph, Targets], TrainState]:
@@ -314,6 +292,14 @@ def validation_step(
         return add(piece_by_piece(partial(sums, weights), pieces)(graph, targets))
 
     return step
+
+
+def told_of(what: str, tell: Callable[[str], None]) -> Callable[[AtomGraph], None]:
+    """Tells that a program for batches, or pieces, of this shape is being compiled."""
+    return lambda graph: tell(
+        f"compiling a step of {what} for {graph.cell.shape[-3]} structures, "
+        f"{graph.positions.shape[-2]} atoms"
+    )
 
 
 class Program:
