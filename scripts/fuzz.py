@@ -12,6 +12,7 @@ code 1.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import random
 import resource
@@ -39,19 +40,26 @@ WORDS = (
     b"Lattice= Properties= pbc= energy= forces:R:3 species:S:1 pos:R:3 stress= null true [] {} "
     b"1e308 Qq X H T F %s ../ \n \r\t"
 ).split(b" ")
-XYZ = """3
+# Whose labels have the keys of ASE's calculators, and keys of their own.
+XYZ = (
+    """3
 Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3:forces:R:3 energy=-1.5 stress="0 0 0 0 0 0 0 0 0" pbc="T T T"
 O 0.0 0.0 0.0 0.1 0.0 0.0
 H 0.9 0.0 0.0 -0.1 0.0 0.0
 H -0.3 0.9 0.0 0.0 0.0 0.0
-2
+1
+energy=-0.5 config_type=IsolatedAtom
+H 0 0 0
+""",  # noqa: E501
+    """2
 Properties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy=-2.5 config_type='a b' pbc="F F F"
 C 0 0 0 1e-3 0 0
 O 1.1 0 0 -1e-3 0 0
 1
-energy=-0.5 config_type=IsolatedAtom
+REF_energy=-0.5 pbc="F F F"
 H 0 0 0
-"""  # noqa: E501
+""",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +107,32 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def read_structures(rng: random.Random, folder: Path) -> tuple[Path, Callable[[], object]]:
-    """A damaged file of structures and what reads it."""
+    """A damaged file of structures and what reads it: XYZ, also compressed, and files of ASE."""
     from eqnet.data.read import read
 
-    path = folder / "frames.xyz"
-    path.write_bytes(damage(XYZ.encode() * rng.randint(1, 3), rng))
+    kind = rng.choice(("xyz", "xyz", "xyz", "xyz.gz", "traj", "db"))
+    path = folder / f"frames.{kind}"
+    text = rng.choice(XYZ) * rng.randint(1, 3)
+    if kind == "xyz":
+        path.write_bytes(damage(text.encode(), rng))
+    elif kind == "xyz.gz":
+        within = rng.random() < 0.5
+        data = gzip.compress(damage(text.encode(), rng) if within else text.encode())
+        path.write_bytes(data if within else damage(data, rng))
+    else:
+        path.write_bytes(damage(valid_file(folder / f"valid.{kind}").read_bytes(), rng))
     return path, lambda: read(path)
+
+
+def valid_file(path: Path) -> Path:
+    """A file of ASE with the structures of the first XYZ, made once."""
+    import io
+
+    import ase.io
+
+    if not path.exists():
+        ase.io.write(path, list(ase.io.iread(io.StringIO(XYZ[0]), format="extxyz")))
+    return path
 
 
 def model_file(folder: Path) -> Path:
