@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eqnet.data.elements import symbol
 from eqnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,9 +182,8 @@ def check_structure(atoms: Atoms, where: str) -> None:
         raise InputError(f"{where}: the frame has no atoms; remove it")
     if not ((atoms.numbers >= 1) & (atoms.numbers <= 118)).all():
         bad = int(np.argmax((atoms.numbers < 1) | (atoms.numbers > 118)))
-        raise InputError(
-            f"{where}: atom {bad} is {atoms.symbols[bad]}, which is not an element; remove it"
-        )
+        name = "X" if atoms.numbers[bad] == 0 else symbol(int(atoms.numbers[bad]))
+        raise InputError(f"{where}: atom {bad} is {name}, which is not an element; remove it")
     for name, array in (("the position of atom", atoms.positions), ("cell vector", atoms.cell)):
         bad = np.argwhere(~np.isfinite(np.asarray(array)))
         if len(bad):
