@@ -117,7 +117,7 @@ def read_structures(rng: random.Random, folder: Path) -> tuple[Path, Callable[[]
         path.write_bytes(damage(text.encode(), rng))
     elif kind == "xyz.gz":
         within = rng.random() < 0.5
-        data = gzip.compress(damage(text.encode(), rng) if within else text.encode())
+        data = gzip.compress(damage(text.encode(), rng) if within else text.encode(), mtime=0)
         path.write_bytes(data if within else damage(data, rng))
     else:
         path.write_bytes(damage(valid_file(folder / f"valid.{kind}").read_bytes(), rng))
