@@ -76,6 +76,7 @@ TENSORS = {
     "dipole": TensorKind("i", "sum", "e A", charges=True),
     "polarizability": TensorKind("ij=ji", "sum", "e A^2/V"),
     "born_effective_charges": TensorKind("ij", "atom", "e", zero_sum=True),
+    "forces": TensorKind("i", "atom", "eV/A", zero_sum=True),  # direct ones: of no energy
     "elasticity": TensorKind(ELASTICITY, "volume", "", positive="square"),
 }
 

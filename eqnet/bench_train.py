@@ -165,6 +165,7 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
             values = {"name": name, "max_num_epochs": plan["epochs"]}
             config = _write_config(variant, work, seed, values)
             if not _finished(_results(variant, seed, work), plan):
+                _drift_file(name, work).unlink(missing_ok=True)  # of weights that will change
                 jobs[number, name] = Job(name, "eqnet.scripts.train", ["--config", str(config)])
     left = len(jobs)
     if jobs:
@@ -186,15 +187,20 @@ def _train(plans: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[s
     _work_off([jobs[key] for key in order], work, ended)
 
 
+def _drift_file(name: str, work: Work) -> Path:
+    return work.out / f"{name}.nve.json"
+
+
 def _simulate(
     found: dict[Variant, dict[str, Any]], work: Work, refuse: Callable[[str], None]
 ) -> None:
     """Adds the answers of the simulations at constant energy to what is found, as `nve`."""
-    answers = {
-        f"{variant.name}-{seed}": work.out / f"{variant.name}-{seed}.nve.json"
+    names = [
+        f"{variant.name}-{seed}"
         for variant, plan in found.items()
         for seed in (plan["runs"] if work.nve_ps else ())
-    }
+    ]
+    answers = {name: _drift_file(name, work) for name in names}
     asked = bench_drift.asked(work.nve_ps, work.time_step)
 
     def read(name: str) -> dict[str, Any]:

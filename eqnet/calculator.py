@@ -142,7 +142,13 @@ class EqnetCalculator(Calculator):
                 self._tensor_model = load_tensors(
                     self.tensors, dtype=self.dtype, verify=self.verify
                 )
-            self.implemented_properties += [name for name, _ in self._tensor_model.kinds]
+            names = [name for name, _ in self._tensor_model.kinds]
+            if own := [name for name in names if name in self.implemented_properties]:
+                raise InputError(
+                    f"{self.tensors}: the {own[0]} of a calculator are those of its energy; direct "
+                    "ones are answered by `eqnet tensors` and by eqnet.load_tensors"
+                )
+            self.implemented_properties += names
         self._outside = False
         self._lock = threading.RLock()
 

@@ -244,7 +244,7 @@ class Fit:
     def _end_epoch(self) -> None:
         """Count the epoch, validate, and begin the second stage if it is time."""
         epoch = self.position.epoch + 1
-        if epoch % self.options.run.eval_interval == 0 or epoch == self.plan.epochs:
+        if epoch % self.options.run.eval_interval == 0 or self.plan.ends(self.position):
             self._validate()
         else:
             self._check_finite()
@@ -281,7 +281,7 @@ class Fit:
     def _validate(self) -> None:
         """Validate, record the row, keep the best weights, drive the plateau."""
         weights, batch = self._candidate(), self.position.batch
-        epoch = self.position.epoch + (batch > 0)
+        epoch = self.position.begun
         loss_sum, done = float(self._check_finite()), self.position.step * self.train.batch_size
         speed = self._pace.rate(done, self._working())
         found = self.validation.sums(weights)
@@ -301,6 +301,7 @@ class Fit:
             **self.problem.errors(sums),
             "structures_per_s": round(speed, 1),
             "compilations": self.step.compilations + self.validation.program.compilations,
+            "stage": self.position.stage,
         }
         best = loss < self.position.best_loss
         if best:

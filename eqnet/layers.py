@@ -226,10 +226,15 @@ def gaussian(distance: jax.Array, cutoff: float, number: int) -> jax.Array:
 def polynomial_cutoff(distance: jax.Array, cutoff: float, p: int) -> jax.Array:
     """1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), u = r / r_c; zero beyond r_c.
 
-    Two continuous derivatives at r_c (Gasteiger et al. 2020, eq. 8).
+    Two continuous derivatives at r_c (Gasteiger et al. 2020, eq. 8). It is computed as (1 - u)^3
+    times the sum over k < p of (k+1)(k+2)/2 u^k, the same without the difference of large numbers:
+    positive and accurate in float32 up to r_c.
     """
     u = distance / cutoff
-    value = 1 - u**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u**2)
+    series = jnp.zeros_like(u)
+    for k in reversed(range(p)):
+        series = series * u + (k + 1) * (k + 2) / 2
+    value = (1 - u) ** 3 * series
     return jnp.where(u < 1, value, jnp.zeros_like(value))
 
 

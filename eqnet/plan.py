@@ -29,6 +29,11 @@ class Position:
     pieces: int = 1  # of a batch, one after the other, that the memory of the device asks for
     valid_pieces: int = 1  # of a batch of the validation
 
+    @property
+    def begun(self) -> int:
+        """Epochs that have begun; what a validation within an epoch is counted as."""
+        return self.epoch + (self.batch > 0)
+
 
 class Stop(NamedTuple):
     """Why a run ends."""
@@ -66,6 +71,11 @@ class Plan:
                 waited = position.epoch - position.best_epoch
                 return Stop(f"no better validation loss for {waited} epochs", True)
         return None
+
+    def ends(self, position: Position) -> bool:
+        """Whether the epoch whose last step was just made is the last one."""
+        most = self.options.run.max_num_steps
+        return position.begun == self.epochs or (most is not None and position.step >= most)
 
     def at_plateau(self, position: Position, epoch: int, loss: float) -> Position:
         """After a validation, with a lower learning rate if the loss has stopped falling."""

@@ -110,7 +110,9 @@ def _tiles(errors: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
     tiles = []
     where = "test"
     if not errors["num_structures"] and history:
-        best = min(history, key=lambda row: _finite(row.get("valid_loss")))
+        stage = history[-1].get("stage")  # weights are kept of the last; losses differ between them
+        rows = [row for row in history if row.get("stage") == stage]
+        best = min(rows, key=lambda row: _finite(row.get("valid_loss")))
         errors, where = {**errors, **best}, "validation"
     for quantity in ("forces", "energy_per_atom", "stress"):
         if f"{quantity}_mae" in errors:

@@ -150,7 +150,7 @@ def _facts(experiment: Experiment, outcome: Outcome) -> dict[str, Any]:
         "ended_after": outcome.reason,
         "limits": limits(experiment),
         "steps": position.step,
-        "epochs": position.epoch,
+        "epochs": position.begun,  # the last may be a part
         "best_epoch": position.best_epoch,
         "pieces": position.pieces,  # of a batch, that the memory of the device asked for
         "seconds": round(position.seconds, 1),

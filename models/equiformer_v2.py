@@ -8,9 +8,11 @@ does, each time on normalised features,
     x_i <- x_i + W sum_j A_ij^T a_ij v_ij,    x_i <- x_i + feed_forward(x_i)
 
 with A_ij the turn into the frame of the edge, SO2 a linear map there and R_ij numbers that a
-network makes of the length and the elements of the edge. Forces are gradients; the published direct
-head is left out, and so are dropout and drop path: a loss with forces would have to draw the same
-in both passes.
+network makes of the length and the elements of the edge. Degrees that lose rows to m_max are not
+scaled up when they are turned back: the linear map of their degree is free to. Forces are
+gradients; direct ones are a tensor of the atoms (`eqnet train_tensors --target forces`, from any
+features). Dropout and drop path are left out: a loss with forces would have to draw the same in
+both passes.
 """
 
 from __future__ import annotations
@@ -123,6 +125,9 @@ class EquiformerV2Config:
             raise ValueError(
                 f"attention of equiformer_v2 is smooth or softmax, not {self.attention!r}"
             )
+        default = type(self).num_cutoff_basis
+        if self.attention == "softmax" and self.num_cutoff_basis != default:
+            raise ValueError("num_cutoff_basis has no effect with attention softmax: leave it out")
         require_so2("equiformer_v2", self.product)
         check_radial_basis(self.num_radial_basis)
         check_activation("equiformer_v2", self.activation, self.grid_resolution)

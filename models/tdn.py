@@ -32,6 +32,7 @@ from eqnet.ops import (
     edge_product,
     method_name,
     refuse_idle_bracket,
+    refuse_idle_group,
 )
 from eqnet.ops.blocks import messages_in_blocks, neighbors_in_blocks
 from eqnet.ops.clebsch_gordan import ClebschGordan
@@ -126,12 +127,7 @@ def message_product(config: TDNConfig) -> Product:
         raise ValueError(
             f"{name} mixes channels, which the heads of tdn keep apart; products that fit: {fit}"
         )
-    odd = any(sum(ir.l for ir in triple) % 2 for triple in product.declaration.couplings)
-    if config.group == "SO3" and not odd:
-        raise ValueError(
-            f"group SO3 has no effect: {name} with max_L {config.max_L} has no path of odd "
-            "l1 + l2 + l3, which are all that SO3 adds; leave the group out"
-        )
+    refuse_idle_group(config.group, product, f"{name} with max_L {config.max_L}")
     return replace(product, summed=True) if isinstance(product, ClebschGordan) else product
 
 

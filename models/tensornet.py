@@ -28,7 +28,7 @@ from eqnet.graph import AtomGraph, displacements, gather_centers
 from eqnet.irreps import Irreps, IrrepsArray
 from eqnet.layers import Dense, Linear, one_hot, polynomial_cutoff, select
 from eqnet.norms import NormedMLP, NumberNorm
-from eqnet.ops import PRODUCTS, find, kernels, refuse_idle_bracket
+from eqnet.ops import PRODUCTS, find, kernels, refuse_idle_bracket, refuse_idle_group
 from eqnet.ops.blocks import messages_in_blocks
 from eqnet.ops.edge_pairs import EdgePairs, edge_pairs, pairs_to_slots, slots_to_pairs
 from eqnet.ops.factorised import Factorised
@@ -189,12 +189,7 @@ def node_product(config: TensorNetConfig) -> Factorised:
         )
     product = cast("Factorised", made(irreps, irreps, irreps))
     refuse_idle_bracket([cast("Product", product)])
-    odd = any(sum(ir.l for ir in triple) % 2 for triple in product.declaration.couplings)
-    if config.group == "SO3" and not odd:
-        raise ValueError(
-            f"group SO3 has no effect: {config.product} has no path of odd l1 + l2 + l3, which "
-            "are all that SO3 adds; leave the group out"
-        )
+    refuse_idle_group(config.group, cast("Product", product), config.product)
     return product
 
 

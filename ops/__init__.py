@@ -106,6 +106,24 @@ def _fits(name: str, left: Irreps, right: Irreps, target: Irreps, needed: Irreps
     return not _missing(product, needed)
 
 
+def _has_odd_path(product: Product) -> bool:
+    """Whether l1 + l2 + l3 is odd for some path."""
+    return any(sum(ir.l for ir in triple) % 2 for triple in product.declaration.couplings)
+
+
+def refuse_idle_group(group: str, product: Product, described: str) -> None:
+    """A model whose product has no odd path has no use for group 'SO3'.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if group == "SO3" and not _has_odd_path(product):
+        raise ValueError(
+            f"group SO3 has no effect: {described} has no path of odd l1 + l2 + l3, which are all "
+            "that SO3 adds; leave the group out"
+        )
+
+
 def refuse_idle_bracket(products: Sequence[Product]) -> None:
     """A model that never uses an odd path has no use for the bracket.
 
@@ -113,8 +131,7 @@ def refuse_idle_bracket(products: Sequence[Product]) -> None:
         ValueError: all products are 'gaunt_bracket' and none has an odd path.
     """
     names = {product.declaration.name for product in products}
-    triples = [triple for product in products for triple in product.declaration.couplings]
-    if names == {"gaunt_bracket"} and not any(sum(ir.l for ir in t) % 2 for t in triples):
+    if names == {"gaunt_bracket"} and not any(map(_has_odd_path, products)):
         raise ValueError(
             "gaunt_bracket adds odd paths, and the features of this model reach none, so that it "
             "would be gaunt: choose product gaunt, or nequip with features of both parities"

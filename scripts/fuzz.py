@@ -76,7 +76,7 @@ class FuzzOptions:
     """Folder for files that were not handled."""
 
 
-class TooSlow(Exception):
+class TooSlow(BaseException):  # a reader makes a refusal of any Exception
     """A file took longer than it may."""
 
 
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcomes[outcome] += 1
             if trouble:
                 Path(options.keep).mkdir(exist_ok=True)
-                kept = Path(options.keep) / f"{options.seed}-{number}{path.suffix}"
+                kept = Path(options.keep) / f"{options.seed}-{number}{''.join(path.suffixes)}"
                 kept.write_bytes(path.read_bytes())
                 print(f"{kept}: {trouble}")
                 return 1
@@ -260,6 +260,8 @@ def attempt(act: Callable[[], object]) -> tuple[str, str]:
     except InputError as error:
         sentence = str(error)
         return "refused", "" if sentence and len(sentence) < 2000 else f"no sentence: {sentence!r}"
+    except KeyboardInterrupt:
+        raise
     except BaseException:
         return "failed", traceback.format_exc()
     finally:

@@ -42,7 +42,8 @@ class TensorOptions:
     test_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEST")]
     """Structures that the errors are of."""
     target: tuple[str, ...]
-    """Tensors: charges, dipole, polarizability, born_effective_charges, elasticity."""
+    """Tensors: charges, dipole, polarizability, born_effective_charges, forces (direct ones, of no
+    energy), elasticity."""
     model: ModelOptions
     """Of the model, as of `eqnet train`."""
     out: str = "tensors"
@@ -73,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if unknown := [name for name in options.target if name not in TENSORS]:
         raise InputError(f"there is no target {unknown[0]}; there are {', '.join(TENSORS)}")
+    if options.model.pair_repulsion:
+        raise InputError("--pair_repulsion is of an energy and has no effect here: leave it out")
     kinds = {name: TENSORS[name] for name in options.target}
     frames = read_tensors(options.train_file, kinds)
     train = [frame for i, frame in enumerate(frames) if i % 10 != 9]
@@ -173,7 +176,7 @@ def fit(
         progress=progress,
     ).run()
     words = "" if outcome.complete else "; not complete: the same command goes on with it"
-    epochs, seconds = outcome.position.epoch, outcome.position.seconds
+    epochs, seconds = outcome.position.begun, outcome.position.seconds
     print(f"ended after {outcome.reason}: {epochs} epochs, {seconds:.0f} s of training{words}")
     return problem.with_weights(outcome.best)
 

@@ -190,9 +190,20 @@ def test_wall_clock_limit_ends_cleanly_and_can_go_on(tmp_path: Path) -> None:
 def test_number_of_steps_ends_within_an_epoch(tmp_path: Path) -> None:
     end = small_run.fit(tmp_path, small_run.options(max_num_epochs=9, max_num_steps=6)).run()
     assert (end.complete, end.position.step, end.position.batch) == (True, 6, 2)
+    assert end.position.begun == 2 >= end.position.best_epoch
     assert [(row["epoch"], row["step"]) for row in end.history] == [(1, 4), (2, 6)]
     cosine = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * 5 / 6))  # the schedule ends there, too
     assert end.history[-1]["lr"] == pytest.approx(0.01 * cosine, rel=1e-5)
+
+
+def test_steps_that_end_with_an_epoch_validate_it(tmp_path: Path) -> None:
+    """Between two validations, too: the last weights are those of the lowest rate."""
+    chosen = small_run.options(max_num_epochs=9, max_num_steps=16, eval_interval=3)
+    fit = small_run.fit(tmp_path, chosen)
+    end = fit.run()
+    assert (end.complete, end.position.epoch, end.position.batch) == (True, 4, 0)
+    assert [(row["epoch"], row["step"]) for row in end.history] == [(3, 12), (4, 16)]
+    assert end.position.begun == 4
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
@@ -337,6 +348,7 @@ def test_second_stage_has_its_own_weights_and_rate(tmp_path: Path) -> None:
     end = fit.run()
     np.testing.assert_array_equal(fit.state.stage.weights, [50.0, 10.0, 0.0])
     by_epoch = {row["epoch"]: row["lr"] for row in end.history}
+    assert [row["stage"] for row in end.history] == [1, 1, 1, 1, 2, 2]
 
     def cosine(step: int, steps: int) -> float:
         return 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * step / steps))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
@@ -160,6 +162,18 @@ def test_cutoff_has_two_vanishing_derivatives(p: int) -> None:
             function = jax.grad(function)
         assert abs(function(end)) < bound
         assert function(jnp.asarray(5.5)) == 0.0
+
+
+@pytest.mark.parametrize("p", [3, 5, 6])
+def test_cutoff_keeps_its_digits_in_float32(p: int) -> None:
+    """Against the published polynomial in rational numbers, whose terms all but cancel there."""
+    for gap in (4.0, 1.0, 2.0**-6, 2.0**-12, 2.0**-20):
+        u = 1 - Fraction(gap) / 4
+        terms = ((p + 1) * (p + 2) // 2, -p * (p + 2), p * (p + 1) // 2)
+        exact = 1 - sum(term * u ** (p + k) for k, term in enumerate(terms))
+        value = layers.polynomial_cutoff(jnp.asarray(4.0 - gap, "float32"), 4.0, p)
+        assert value.dtype == "float32"
+        assert float(value) == pytest.approx(float(exact), rel=1e-6)
 
 
 def test_select_picks_rows() -> None:

@@ -147,6 +147,15 @@ def test_no_test_structures(tmp_path):
     assert pictures(tmp_path) == ["learning_curves.png"]
 
 
+def test_errors_of_the_validation_are_those_of_the_last_stage(tmp_path):
+    """Whose losses may be higher: terms have other weights."""
+    rows = history(6)
+    for row in rows[3:]:
+        row["valid_loss"] += 10.0
+    text = written(tmp_path, rows=rows)
+    assert "<b>16.7 meV/Å</b>" in text  # the least of stage 2
+
+
 def test_one_epoch_without_stress(tmp_path):
     frames, answers = labelled(3)
     written(tmp_path, frames, answers, history(1))

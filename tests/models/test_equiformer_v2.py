@@ -361,6 +361,7 @@ def test_activations_on_a_sphere_declare_their_error(x64: None) -> None:
         ({"product": "gaunt"}, "only product so2 fits"),
         ({"m_max": 3}, "m_max 3 has no effect above max_L 2"),
         ({"grid_resolution": 20}, "grid_resolution has no effect without activation s2"),
+        ({"attention": "softmax", "num_cutoff_basis": 6}, "num_cutoff_basis has no effect with"),
         ({"activation": "s2", "grid_resolution": 4}, "are not enough for degree 2"),
     ],
 )

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,11 @@ def test_models_train_with_their_presets(tmp_path: Path, monkeypatch: pytest.Mon
     assert done == []
     train_all(variants, dataclasses.replace(work, nve_ps=2.0))  # another length, the same trainings
     assert [name.split(".")[-1] for name in done] == ["bench_drift"] * 3
+
+    done.clear()
+    shutil.rmtree(tmp_path / "nequip-0")  # other weights drift otherwise
+    train_all(variants, dataclasses.replace(work, nve_ps=2.0))
+    assert done == ["nequip-0 eqnet.scripts.train", "nequip-0 eqnet.bench_drift"]
 
 
 def test_a_comparison_and_the_same_command_again(

@@ -33,6 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         atoms.info["dipole"] = [CHARGES[z] for z in atoms.numbers] @ positions
         bonds = atoms.get_distances(0, [1, 2])
         atoms.arrays["charges"] = np.array([-bonds.sum(), *bonds])
+        arms = (positions[1:] - positions[0]) / bonds[:, None]
+        pulls = 30 * (bonds - 0.96)[:, None] * arms  # springs
+        atoms.arrays["REF_forces"] = np.array([pulls.sum(0), *-pulls])
         images.append(atoms)
     path = tmp_path_factory.mktemp("water") / "water.xyz"
     write(path, images)
@@ -76,6 +79,20 @@ def test_trained_charges(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     np.testing.assert_allclose(charges, labels, atol=0.02)
 
 
+def test_direct_forces(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Those of springs; they are no calculator's, whose forces are gradients."""
+    words = f"{data} {data} --target forces --out {tmp_path}/f {MODEL} --max_num_epochs 60"
+    assert train_tensors.main(words.split()) == 0
+    model, naive = (float(x) for x in re.findall(r"relative ([\d.]+) %", capsys.readouterr().out))
+    assert model < 15 and naive > 90
+    path, answers = tmp_path / "f" / "f.eqnet", tmp_path / "answers.xyz"
+    assert tensors.main([str(path), str(data), "--output", str(answers)]) == 0
+    for atoms in iread(answers):
+        assert np.abs(atoms.arrays["eqnet_forces"].sum(0)).max() < 1e-5
+    with pytest.raises(InputError, match="f.eqnet: the forces of a calculator are those of its en"):
+        EqnetCalculator(emt_potential(), tensors=path)
+
+
 def check_calculator(path: Path, images: list[Atoms]) -> None:
     """The dipole as a property in ASE, after a pickle too, beside a potential for the energy."""
     calculator = EqnetCalculator(emt_potential(), dtype="float64", tensors=path)
@@ -95,6 +112,7 @@ def check_calculator(path: Path, images: list[Atoms]) -> None:
         ("--target dipoles", "there is no target dipoles; there are charges, dip"),
         ("--target polarizability", "no structure has REF_polarizability or polarizability"),
         ("--target dipole --model tensornet", "tensornet gives no tensors; there are"),
+        ("--target dipole --pair_repulsion", "--pair_repulsion is of an energy and has no effect"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(
