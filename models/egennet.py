@@ -27,6 +27,7 @@ from flax import nnx
 from eqnet.graph import AtomGraph, gather_centers, gather_neighbors
 from eqnet.irreps import Irreps
 from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select
+from eqnet.ops import require_cartesian
 from eqnet.ops.blocks import messages_in_blocks
 from eqnet.so3 import HIGHEST
 
@@ -69,11 +70,7 @@ class EGenNetConfig:
         Raises:
             ValueError: another product.
         """
-        if self.product != "cartesian":
-            raise ValueError(
-                "E-GenNet multiplies numbers by vectors, so that only product cartesian fits, not "
-                f"{self.product}: leave it out, or choose mace or nequip, which take any"
-            )
+        require_cartesian("egennet", self.product)
         return Irreps(f"{self.num_channels}x1o")
 
 
@@ -199,8 +196,7 @@ class EGenNet(nnx.Module):
     """
 
     def __init__(self, config: EGenNetConfig, *, rngs: nnx.Rngs, method: str = "default"):
-        if method not in ("default", "auto"):
-            raise ValueError(f"egennet has no method {method!r}; it has: default, auto")
+        require_cartesian("egennet", config.product, method)
         channels, num_elements = config.irreps().num_irreps, len(config.elements)
         self.config = config
         self.vectors = Vectors(config, rngs=rngs)

@@ -29,6 +29,7 @@ from eqnet.graph import AtomGraph
 from eqnet.irreps import Irreps
 from eqnet.models.coordinate_network import CoordinateNetwork, CoordinateNetworkConfig
 from eqnet.models.egennet import EGenNetConfig, Vectors
+from eqnet.ops import require_cartesian
 from eqnet.ops.so2_orders import check_group
 
 # Below this |v|^2 an axis counts as undefined; its weight would be less than the square.
@@ -78,11 +79,7 @@ class LocalFramesConfig:
             ValueError: another product, or no such group.
         """
         check_group(self.group)
-        if self.product != "cartesian":
-            raise ValueError(
-                "local_frames multiplies numbers by vectors, so that only product cartesian fits, "
-                f"not {self.product}: leave it out, or choose mace or nequip, which take any"
-            )
+        require_cartesian("local_frames", self.product)
         return Irreps(f"{self.num_channels}x0e")
 
 
@@ -135,8 +132,7 @@ class LocalFrames(nnx.Module):
     """
 
     def __init__(self, config: LocalFramesConfig, *, rngs: nnx.Rngs, method: str = "default"):
-        if method not in ("default", "auto"):
-            raise ValueError(f"local_frames has no method {method!r}; it has: default, auto")
+        require_cartesian("local_frames", config.product, method)
         config.irreps()
         self.config = config
         common: dict[str, Any] = {

@@ -138,6 +138,21 @@ def refuse_idle_bracket(products: Sequence[Product]) -> None:
         )
 
 
+def require_cartesian(model: str, product: str, method: str = "default") -> None:
+    """Refuse another product or method for a model of numbers times vectors.
+
+    Raises:
+        ValueError: naming those that fit.
+    """
+    if product != "cartesian":
+        raise ValueError(
+            f"{model} multiplies numbers by vectors, so that only product cartesian fits, not "
+            f"{product}: leave it out, or choose mace or nequip, which take any"
+        )
+    if method not in ("default", "auto"):
+        raise ValueError(f"{model} has no method {method!r}; it has: default, auto")
+
+
 def power_class(product: str, node_product: str = "") -> type[NodePower]:
     """The powers to go with a convolution: as named, or of its product, or Clebsch-Gordan."""
     return (
