@@ -76,9 +76,11 @@ TENSORS = {
     "dipole": TensorKind("i", "sum", "e A", charges=True),
     "polarizability": TensorKind("ij=ji", "sum", "e A^2/V"),
     "born_effective_charges": TensorKind("ij", "atom", "e", zero_sum=True),
-    "forces": TensorKind("i", "atom", "eV/A", zero_sum=True),  # direct ones: of no energy
+    "direct_forces": TensorKind("i", "atom", "eV/A", zero_sum=True),
     "elasticity": TensorKind(ELASTICITY, "volume", "", positive="square"),
 }
+#: Labels that are not called as the tensor: forces of a model are gradients, unless said.
+LABELS = {"direct_forces": "forces"}
 
 
 def read_tensors(
@@ -105,7 +107,8 @@ def read_tensors(
     given = dict(keys or {})
     if unknown := set(given) - set(kinds):
         raise InputError(f"a key is given for {', '.join(sorted(unknown))}, which is not asked for")
-    spellings = {n: [given[n]] if n in given else [f"REF_{n}", n] for n in kinds}
+    labels = {name: LABELS.get(name, name) for name in kinds}
+    spellings = {n: [given[n]] if n in given else [f"REF_{k}", k] for n, k in labels.items()}
     frames = []
     for index, atoms in enumerate(read_images(path)):
         frame = from_atoms(atoms, file=str(path), index=index)

@@ -145,8 +145,8 @@ class EqnetCalculator(Calculator):
             names = [name for name, _ in self._tensor_model.kinds]
             if own := [name for name in names if name in self.implemented_properties]:
                 raise InputError(
-                    f"{self.tensors}: the {own[0]} of a calculator are those of its energy; direct "
-                    "ones are answered by `eqnet tensors` and by eqnet.load_tensors"
+                    f"{self.tensors}: its {own[0]} would hide those of the potential: train "
+                    "it under another name"
                 )
             self.implemented_properties += names
         self._outside = False

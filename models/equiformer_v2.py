@@ -10,9 +10,8 @@ does, each time on normalised features,
 with A_ij the turn into the frame of the edge, SO2 a linear map there and R_ij numbers that a
 network makes of the length and the elements of the edge. Degrees that lose rows to m_max are not
 scaled up when they are turned back: the linear map of their degree is free to. Forces are
-gradients; direct ones are a tensor of the atoms (`eqnet train_tensors --target forces`, from any
-features). Dropout and drop path are left out: a loss with forces would have to draw the same in
-both passes.
+gradients; direct ones are a tensor of the atoms (`eqnet train_tensors --target direct_forces`).
+Dropout and drop path are left out: a loss with forces would have to draw the same in both passes.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class TensorOptions:
     test_file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEST")]
     """Structures that the errors are of."""
     target: tuple[str, ...]
-    """Tensors: charges, dipole, polarizability, born_effective_charges, forces (direct ones, of no
+    """Tensors: charges, dipole, polarizability, born_effective_charges, direct_forces (of no
     energy), elasticity."""
     model: ModelOptions
     """Of the model, as of `eqnet train`."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emt import emt_potential
 from flax import nnx
 
 import eqnet
-from eqnet import archive
+from eqnet import EqnetCalculator, archive
 from eqnet.data.frame import Frame
-from eqnet.data.tensor_labels import TENSORS
+from eqnet.data.tensor_labels import TENSORS, TensorKind
 from eqnet.errors import InputError
 from eqnet.model_file import load as load_potential
 from eqnet.model_file import read_info
@@ -55,6 +56,19 @@ def file(model: TensorModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = [water(), water(1)]
     save(path, model, model_name="nequip", config=CONFIG, training={"seed": 3}, examples=examples)
     return path
+
+
+def test_tensors_do_not_hide_what_a_potential_answers(tmp_path: Path) -> None:
+    kinds = {"forces": TensorKind("i", "atom")}
+    direct = TensorModel(
+        NequIP(CONFIG, rngs=nnx.Rngs(0), needed=needed_irreps(kinds)), kinds,
+        elements=CONFIG.elements, cutoff=CONFIG.r_max, rngs=nnx.Rngs(1),
+        scale={"forces": 1.0}, shift={"forces": ((0.0,) * 3,) * 2},
+    )  # fmt: skip
+    path = tmp_path / "f.eqnet"
+    save(path, direct, model_name="nequip", config=CONFIG, training={}, examples=[water()])
+    with pytest.raises(InputError, match="f.eqnet: its forces would hide those of the potential"):
+        EqnetCalculator(emt_potential(), tensors=path)
 
 
 def altered(file: Path, target: Path, member: str, change) -> Path:

@@ -108,7 +108,7 @@ def apply(turn: np.ndarray, tensor: np.ndarray, rank: int) -> np.ndarray:
 )
 def test_tensors_turn_with_the_structure(make: Callable) -> None:
     """Rotation and reflection, 1e-10; symmetric, positive; padding is zero."""
-    names = ["polarizability", "dipole", "charges", "forces"]
+    names = ["polarizability", "dipole", "charges", "direct_forces"]
     if make is nequip:
         names += ["born_effective_charges", "elasticity"]
     model = tensor_model(make, names)

@@ -80,17 +80,21 @@ def test_trained_charges(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_direct_forces(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Those of springs; they are no calculator's, whose forces are gradients."""
-    words = f"{data} {data} --target forces --out {tmp_path}/f {MODEL} --max_num_epochs 60"
+    """Those of springs, beside a calculator's own, which are gradients."""
+    words = f"{data} {data} --target direct_forces --out {tmp_path}/f {MODEL} --max_num_epochs 60"
     assert train_tensors.main(words.split()) == 0
     model, naive = (float(x) for x in re.findall(r"relative ([\d.]+) %", capsys.readouterr().out))
     assert model < 15 and naive > 90
     path, answers = tmp_path / "f" / "f.eqnet", tmp_path / "answers.xyz"
     assert tensors.main([str(path), str(data), "--output", str(answers)]) == 0
     for atoms in iread(answers):
-        assert np.abs(atoms.arrays["eqnet_forces"].sum(0)).max() < 1e-5
-    with pytest.raises(InputError, match="f.eqnet: the forces of a calculator are those of its en"):
-        EqnetCalculator(emt_potential(), tensors=path)
+        assert np.abs(atoms.arrays["eqnet_direct_forces"].sum(0)).max() < 1e-5
+    atoms = next(iread(answers))
+    atoms.calc = calculator = EqnetCalculator(emt_potential(), dtype="float64", tensors=path)
+    own, direct = atoms.get_forces(), calculator.get_property("direct_forces")
+    assert direct is not None
+    np.testing.assert_allclose(direct, atoms.arrays["eqnet_direct_forces"], atol=1e-5)
+    assert np.abs(own - direct).max() > 0.01
 
 
 def check_calculator(path: Path, images: list[Atoms]) -> None:
