@@ -105,15 +105,12 @@ class CoordinateNetwork(nnx.Module):
         self.readout = MLP((width, width, 1), rngs=rngs)
 
     def in_frames(self, graph: AtomGraph, frames: jax.Array, weights: jax.Array) -> jax.Array:
-        """Energies by averages over frames.
+        """Numbers of the atoms by averages over frames, [N, num_channels].
 
         Args:
             graph: atoms and neighbours.
             frames: [N, F, 3, 3], rows are axes; of zeros where directions are not looked at.
             weights: of the frames, [N, F].
-
-        Returns:
-            Energy of each atom, [N].
         """
         config = self.config
         r, distance, envelope = lengths_of(graph, config.r_max, config.num_cutoff_basis)
@@ -123,11 +120,16 @@ class CoordinateNetwork(nnx.Module):
         h = select(self.embedding[...], chosen)
         for layer in self.layers:
             h = layer(h, edges, weights, graph)
-        with jax.named_scope("readout"):
-            return self.readout(h)[:, 0]
+        return h
+
+    @jax.named_scope("readout")
+    def energies(self, h: jax.Array) -> jax.Array:
+        """Numbers of the atoms [N, num_channels] -> their energies, [N]."""
+        return self.readout(h)[:, 0]
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
         dtype = jnp.asarray(graph.positions).dtype
         frames = jnp.broadcast_to(jnp.eye(3, dtype=dtype), (graph.num_atoms, 1, 3, 3))
-        return self.in_frames(graph, frames, jnp.ones((graph.num_atoms, 1), dtype))
+        weights = jnp.ones((graph.num_atoms, 1), dtype)
+        return self.energies(self.in_frames(graph, frames, weights))

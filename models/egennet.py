@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, gather_centers, gather_neighbors
-from eqnet.irreps import Irreps
+from eqnet.irreps import Irreps, IrrepsArray, refuse_missing
 from eqnet.layers import MLP, Dense, bessel, lengths_of, one_hot, select
 from eqnet.ops import require_cartesian
 from eqnet.ops.blocks import messages_in_blocks
@@ -193,12 +193,24 @@ class EGenNet(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: 'default' or 'auto', which are the same: there is one.
+        needed: irreps that the features must have, for tensors.
+
+    Raises:
+        ValueError: it cannot give them.
     """
 
-    def __init__(self, config: EGenNetConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: EGenNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         require_cartesian("egennet", config.product, method)
         channels, num_elements = config.irreps().num_irreps, len(config.elements)
-        self.config = config
+        self.config, self.irreps_out = config, Irreps(f"{channels}x0e") + config.irreps()
+        refuse_missing(needed, self.irreps_out)
         self.vectors = Vectors(config, rngs=rngs)
         self.out = MLP((channels, channels), rngs=rngs)
         self.to_scalars = MLP((channels, channels), rngs=rngs)
@@ -212,9 +224,15 @@ class EGenNet(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        scalars = self.features(graph).scalars
+        with jax.named_scope("readout"):
+            return self.readout(scalars)[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Numbers made of the lengths of the vectors, and the vectors, [N, irreps_out]."""
         g = self.vectors(graph)
         with jax.named_scope("readout"):
             chosen = one_hot(jnp.asarray(graph.species), len(self.config.elements), g.dtype)
             bias = select(self.by_element[...], chosen)
-            scalars = self.to_scalars(lengths(self.out(g)))
-            return self.readout(jnp.tanh(scalars + bias))[:, 0]
+            scalars = jnp.tanh(self.to_scalars(lengths(self.out(g))) + bias)
+        return IrrepsArray.from_blocks(self.irreps_out, [scalars[:, None], g])

@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph
-from eqnet.irreps import Irreps
+from eqnet.irreps import Irreps, IrrepsArray, refuse_missing
 from eqnet.models.coordinate_network import CoordinateNetwork, CoordinateNetworkConfig
 from eqnet.models.egennet import EGenNetConfig, Vectors
 from eqnet.ops import require_cartesian
@@ -129,12 +129,24 @@ class LocalFrames(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: 'default' or 'auto', which are the same: there is one.
+        needed: irreps that the features must have, for tensors.
+
+    Raises:
+        ValueError: it cannot give them.
     """
 
-    def __init__(self, config: LocalFramesConfig, *, rngs: nnx.Rngs, method: str = "default"):
+    def __init__(
+        self,
+        config: LocalFramesConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
         require_cartesian("local_frames", config.product, method)
-        config.irreps()
         self.config = config
+        self.irreps_out = config.irreps() + f"{2 * config.num_frames}x1o"
+        refuse_missing(needed, self.irreps_out)
         common: dict[str, Any] = {
             "elements": config.elements,
             "r_max": config.r_max,
@@ -161,7 +173,13 @@ class LocalFrames(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        return self.network.energies(self.features(graph).scalars)
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Numbers of the network, and the vectors that the frames are made of, [N, irreps_out]."""
         signs = (1, -1) if self.config.group == "O3" else (1,)
         with jax.named_scope("frames"):
-            frames, weights = smooth_frames(self.vectors(graph), signs)
-        return self.network.in_frames(graph, frames, weights)
+            vectors = self.vectors(graph)
+            frames, weights = smooth_frames(vectors, signs)
+        numbers = self.network.in_frames(graph, frames, weights)
+        return IrrepsArray.from_blocks(self.irreps_out, [numbers[:, None], vectors])

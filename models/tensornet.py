@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from eqnet.graph import AtomGraph, displacements, gather_centers
-from eqnet.irreps import Irreps, IrrepsArray
+from eqnet.irreps import Irreps, IrrepsArray, refuse_missing
 from eqnet.layers import Dense, Linear, one_hot, polynomial_cutoff, select
 from eqnet.norms import NormedMLP, NumberNorm
 from eqnet.ops import PRODUCTS, find, kernels, refuse_idle_bracket, refuse_idle_group
@@ -315,10 +315,22 @@ class TensorNet(nnx.Module):
         config: hyper-parameters.
         rngs: source of the initial weights.
         method: how matrices are multiplied: 'default' or the name of one, see `eqnet.ops.matrix`.
+        needed: irreps that the features must have, for tensors.
+
+    Raises:
+        ValueError: it cannot give them.
     """
 
-    def __init__(self, config: TensorNetConfig, *, rngs: nnx.Rngs, method: str = "default"):
-        self.config = config
+    def __init__(
+        self,
+        config: TensorNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        method: str = "default",
+        needed: Irreps | str = "",
+    ):
+        self.config, self.irreps_out = config, config.irreps()
+        refuse_missing(needed, self.irreps_out)
         channels = config.num_channels
         self.embedding = Embedding(config, rngs=rngs)
         self.layers = nnx.List(
@@ -335,12 +347,17 @@ class TensorNet(nnx.Module):
 
     def __call__(self, graph: AtomGraph) -> jax.Array:
         """Energy of each atom, [N]; padding atoms get some number to be masked."""
+        blocks = self.features(graph).blocks
+        with jax.named_scope("readout"):
+            norms = jnp.concatenate([square_norm(block) for block in blocks], axis=-1)
+            return self.readout(self.norm(norms))[:, 0]
+
+    def features(self, graph: AtomGraph) -> IrrepsArray:
+        """Components of the matrices after the last layer, [N, irreps_out]."""
         edges = edges_of(graph, self.config)
         dtype = edges.basis.dtype
         chosen = one_hot(jnp.asarray(graph.species), len(self.config.elements), dtype)
         x = self.embedding(chosen, edges, graph)
         for layer in self.layers:
             x = layer(x, edges, graph)
-        with jax.named_scope("readout"):
-            norms = jnp.concatenate([square_norm(part) for part in by_degree(x)], axis=-1)
-            return self.readout(self.norm(norms))[:, 0]
+        return IrrepsArray(self.irreps_out, x.reshape((len(x), -1)))

@@ -184,7 +184,11 @@ def fit(
 def build(
     chosen: TrainOptions, kinds: Mapping[str, TensorKind], frames: Sequence[Frame], train: int
 ) -> tuple[TensorModel, list[Item]]:
-    """The model with its first weights, from the first `train` frames, and the items of all."""
+    """The model with its first weights, from the first `train` frames, and the items of all.
+
+    Raises:
+        InputError: the labels are all the same, or the features of the model lack their irreps.
+    """
     import numpy as np
     from flax import nnx
 
@@ -194,11 +198,6 @@ def build(
     from eqnet.tensor_evaluation import items_of
     from eqnet.tensor_model import TensorModel, fit_scale_and_shift, needed_irreps
 
-    able = [name for name, (_, model) in MODELS.items() if hasattr(model, "features")]
-    if chosen.model.model not in able:
-        raise InputError(
-            f"--model {chosen.model.model} gives no tensors; there are {', '.join(able)}"
-        )
     values, config_class = model_options(chosen), config_class_of(chosen.model.model)
     elements = tuple(int(z) for z in np.unique(np.concatenate([f.numbers for f in frames])))
     cutoff = values.get("r_max", default_of(config_class, "r_max"))
@@ -206,10 +205,7 @@ def build(
     items = items_of(frames, elements, cutoff, struts=struts)
     neighbors = average_num_neighbors([item.neighbors for item in items[:train]])
     config = make_config(config_class, values, elements=elements, neighbors=neighbors)
-    fitted = {
-        name: fit_scale_and_shift(kind, name, [item.frame for item in items[:train]], elements)
-        for name, kind in kinds.items()
-    }
+    known = [item.frame for item in items[:train]]
 
     def construct() -> TensorModel:
         rngs, method = nnx.Rngs(chosen.run.seed), chosen.model.method
@@ -227,7 +223,11 @@ def build(
             rngs=rngs,
         )
 
-    return nnx.jit(construct)(), items
+    try:
+        fitted = {n: fit_scale_and_shift(kind, n, known, elements) for n, kind in kinds.items()}
+        return nnx.jit(construct)(), items
+    except ValueError as error:  # labels that are all the same; features that a tensor lacks
+        raise InputError(f"--target with --model {chosen.model.model}: {error}") from None
 
 
 def _write(

@@ -115,7 +115,8 @@ def check_calculator(path: Path, images: list[Atoms]) -> None:
     [
         ("--target dipoles", "there is no target dipoles; there are charges, dip"),
         ("--target polarizability", "no structure has REF_polarizability or polarizability"),
-        ("--target dipole --model tensornet", "tensornet gives no tensors; there are"),
+        ("--target elasticity --model tensornet", "no structure has REF_elasticity"),
+        ("--target dipole --model tensornet --group SO3", "needs features 1o; the model has 64x0e"),
         ("--target dipole --pair_repulsion", "--pair_repulsion is of an energy and has no effect"),
     ],
 )
