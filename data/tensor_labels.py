@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,7 @@ ELASTICITY = "ijkl=jikl=ijlk=klij"
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 CHARGES = "charges times positions are a vector 'i' that is summed over atoms"
 
-#: What is known by name; the key of a file is this name or REF_ before it, unless one is given.
+#: What is known by name.
 TENSORS = {
     "charges": TensorKind("", "atom", "e", zero_sum=True),
     "dipole": TensorKind("i", "sum", "e A", charges=True),
@@ -79,7 +79,8 @@ TENSORS = {
     "direct_forces": TensorKind("i", "atom", "eV/A", zero_sum=True),
     "elasticity": TensorKind(ELASTICITY, "volume", "", positive="square"),
 }
-#: Labels that are not called as the tensor: forces of a model are gradients, unless said.
+#: Keys of labels in files, with or without REF_, where they are not the name of the tensor: the
+#: forces of a model are gradients unless it is said that they are not.
 LABELS = {"direct_forces": "forces"}
 
 
@@ -89,18 +90,21 @@ def read_tensors(
     keys: Mapping[str, str] | None = None,
     *,
     required: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Frame]:
-    """Structures with tensor labels, `Frame.tensors`.
+    """Structures with tensor labels, `Frame.tensors`; a label of weight 0 is left out.
 
     Args:
         path: extended XYZ, or any file that ASE reads.
-        kinds: by name; names are keys of the file, with or without REF_.
+        kinds: by name; names are keys of the file, with or without REF_, but for `LABELS`.
         keys: other keys, by name.
-        required: whether some structure must have each of the tensors.
+        required: whether some structure must have each of the tensors, to learn from.
+        tell: takes a line for each tensor: its key, and how many structures have it.
 
     Raises:
         InputError: no structure has one of the tensors, as in a store, or a value is not such a
-            tensor, or not finite; a dipole of a periodic or charged structure.
+            tensor, or not finite; a dipole of a periodic or charged structure; two keys of one
+            tensor; to learn from, a weight that is neither 0 nor 1.
     """
     if required and is_store(path):
         raise InputError(f"{path}: a store keeps no tensors; give the files that it was built from")
@@ -109,28 +113,51 @@ def read_tensors(
         raise InputError(f"a key is given for {', '.join(sorted(unknown))}, which is not asked for")
     labels = {name: LABELS.get(name, name) for name in kinds}
     spellings = {n: [given[n]] if n in given else [f"REF_{k}", k] for n, k in labels.items()}
-    frames = []
+    frames, used = [], {}
     for index, atoms in enumerate(read_images(path)):
         frame = from_atoms(atoms, file=str(path), index=index)
         frame, values = replace(frame, info=dict(atoms.info)), values_of(atoms)
         tensors = {}
         for name, kind in kinds.items():
-            raw = _find(values, spellings[name])
-            if raw is not None:
-                tensors[name] = label_of(kind, raw, frame, name)
+            key, raw = _find(values, spellings[name])
+            if raw is None or not _counts(frame, labels[name], strict=required):
+                continue
+            if used.setdefault(name, key) != key:
+                raise InputError(
+                    f"{frame.name}: {name} is called {key} here, and {used[name]} in earlier "
+                    "frames: give all of them one name"
+                )
+            tensors[name] = label_of(kind, raw, frame, name)
         frames.append(replace(frame, tensors=tensors))
     for name, tried in spellings.items():
         if required and not any(name in frame.tensors for frame in frames):
             raise InputError(
                 f"{path}: no structure has {' or '.join(tried)}: give the {name} one of these names"
             )
+    for name, key in used.items():
+        number = sum(name in frame.tensors for frame in frames)
+        tell(f"{path}: {name} from {key}, of {number:,} of {len(frames):,} structures")
     return frames
 
 
-def _find(values: Values, keys: Sequence[str]) -> Any:
-    """The first value under one of the keys, None without."""
+def _find(values: Values, keys: Sequence[str]) -> tuple[str, Any]:
+    """The first of the keys that there is and its value, '' and None without."""
     places = [(place, key) for key in keys for place in (ATOMS, STRUCTURE, CALCULATOR)]
-    return next((values[where] for where in places if where in values), None)
+    return next(((where[1], values[where]) for where in places if where in values), ("", None))
+
+
+def _counts(frame: Frame, label: str, *, strict: bool) -> bool:
+    """Whether the weights of a structure leave its label in; strict, they must be 0 or 1."""
+    for key in ("config_weight", f"config_{label}_weight"):
+        weight = frame.info.get(key, 1.0)
+        if np.all(weight == 0):
+            return False
+        if strict and np.any(weight != 1):
+            raise InputError(
+                f"{frame.name}: {key} {weight} has no effect, tensors count alike: leave it out or "
+                "make it 0, which leaves out the label"
+            )
+    return True
 
 
 def label_of(kind: TensorKind, raw: Any, frame: Frame, name: str) -> np.ndarray:

@@ -44,7 +44,7 @@ KINDS = {
 
 #: The largest values of options of models that are counted in loops, and of all others; a layer has
 #: at least one array of weights.
-LARGEST = {"max_L": 11, "max_ell": 11, "m_max": 11, "correlation": 11}
+LARGEST = {"max_L": 11, "max_ell": 11, "m_max": 11, "correlation": 11, "num_cutoff_basis": 100}
 MOST = 10**6
 
 Model = TypeVar("Model", bound=nnx.Module)

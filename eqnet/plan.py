@@ -101,7 +101,7 @@ class Plan:
 
     def second_stage_begins(self, position: Position) -> bool:
         """Whether it is time, at the end of an epoch."""
-        if not self._first_of_two(position) or position.epoch >= self.epochs:
+        if not self._first_of_two(position) or self.finished(position):
             return False
         start = self.options.stage_two.start_stage_two
         return (start is not None and position.epoch >= start) or self._out_of_patience(position)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -34,6 +33,7 @@ def write_report(
     frames: Sequence[Frame],
     answers: Sequence[Answer],
     errors: dict[str, Any],
+    validation: Mapping[str, Any],
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
 ) -> Path:
@@ -47,6 +47,7 @@ def write_report(
         frames: test structures with labels.
         answers: the potential's answers to them, in the same order.
         errors: `metrics.errors(frames, answers)`.
+        validation: the row of the history whose weights are kept.
         config: the resolved options, shown as they are.
         summary: further sections, title -> content, in order. A mapping becomes a table of two
             columns, a list of mappings a table with their keys as columns, text a paragraph.
@@ -57,8 +58,9 @@ def write_report(
     folder = Path(run_dir)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     figures = _Figures(folder / "plots")
+    tiles = _tiles(errors, validation, history)
     body = [
-        f"<header><h1>{escape(folder.resolve().name)}</h1>{_tiles(errors, history)}</header>",
+        f"<header><h1>{escape(folder.resolve().name)}</h1>{tiles}</header>",
         _test_section(figures, frames, answers, errors),
         _history_section(figures, history),
         *(
@@ -105,15 +107,14 @@ def _inline(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _tiles(errors: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
+def _tiles(
+    errors: dict[str, Any], validation: Mapping[str, Any], history: Sequence[dict[str, Any]]
+) -> str:
     """The few numbers one looks for first."""
     tiles = []
     where = "test"
-    if not errors["num_structures"] and history:
-        stage = history[-1].get("stage")  # weights are kept of the last; losses differ between them
-        rows = [row for row in history if row.get("stage") == stage]
-        best = min(rows, key=lambda row: _finite(row.get("valid_loss")))
-        errors, where = {**errors, **best}, "validation"
+    if not errors["num_structures"]:
+        errors, where = {**errors, **validation}, "validation"
     for quantity in ("forces", "energy_per_atom", "stress"):
         if f"{quantity}_mae" in errors:
             words, unit = metrics.QUANTITIES[quantity]
@@ -130,11 +131,6 @@ def _tiles(errors: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
         for value, words in tiles
     )
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _finite(value: Any) -> float:
-    """A number to compare by; nothing and NaN count as the worst."""
-    return value if isinstance(value, (int, float)) and value == value else math.inf
 
 
 def _test_section(

@@ -77,6 +77,7 @@ def finish(
         frames=test,
         answers=answers,
         errors=errors,
+        validation=validation,
         config=experiment.options.flat(),
         summary={"Equivariance": told, **summary, **_summary(experiment, facts)},
     )

@@ -104,6 +104,7 @@ def _write(path: Path, model: TensorModel, frames: Sequence[Frame], answers: Ans
     from ase.io import write
 
     from eqnet.data.frame import to_atoms
+    from eqnet.data.tensor_labels import LABELS
     from eqnet.files import replacing
 
     images = []
@@ -112,7 +113,7 @@ def _write(path: Path, model: TensorModel, frames: Sequence[Frame], answers: Ans
         for name, kind in model.kinds:
             found = {f"eqnet_{name}": answer[name]}
             if name in frame.tensors:
-                found[f"REF_{name}"] = frame.tensors[name]
+                found[f"REF_{LABELS.get(name, name)}"] = frame.tensors[name]
             for key, tensor in found.items():
                 if kind.per_atom:
                     atoms.set_array(key, tensor.reshape(len(frame), -1))

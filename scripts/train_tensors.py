@@ -77,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.model.pair_repulsion:
         raise InputError("--pair_repulsion is of an energy and has no effect here: leave it out")
     kinds = {name: TENSORS[name] for name in options.target}
-    frames = read_tensors(options.train_file, kinds)
+    frames = read_tensors(options.train_file, kinds, tell=print)
     train = [frame for i, frame in enumerate(frames) if i % 10 != 9]
     if len(frames) < 10:
         raise InputError(
             f"{options.train_file} has {len(frames)} structures; give 10 or more, as every tenth "
             "one validates"
         )
-    test = read_tensors(options.test_file, kinds)
+    test = read_tensors(options.test_file, kinds, tell=print)
     elements = sorted({int(z) for frame in frames for z in frame.numbers})
     for frame in test:
         species_of(frame, elements)  # refuses an unknown element before the training
@@ -226,8 +226,10 @@ def build(
     try:
         fitted = {n: fit_scale_and_shift(kind, n, known, elements) for n, kind in kinds.items()}
         return nnx.jit(construct)(), items
+    except InputError:
+        raise
     except ValueError as error:  # labels that are all the same; features that a tensor lacks
-        raise InputError(f"--target with --model {chosen.model.model}: {error}") from None
+        raise InputError(f"the model cannot be made: {error}") from None
 
 
 def _write(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import write
 
 from eqnet.data.batches import Loader, make_items
@@ -115,3 +117,35 @@ def test_kinds_that_make_no_sense() -> None:
         TensorKind("ij", "sum", zero_sum=True)
     with pytest.raises(ValueError, match="positive is of the symmetry"):
         TensorKind("ij=ji", "mean", positive="exp")
+
+
+def test_weights_leave_labels_out_or_are_refused(tmp_path: Path) -> None:
+    path, told = tmp_path / "w.xyz", []
+    images = [water(dipole=[1.0, 0.0, 0.0], **more) for more in ({}, {"config_dipole_weight": 0})]
+    write(path, images, format="extxyz")
+    frames = read_tensors(path, kinds("dipole"), tell=told.append)
+    assert ["dipole" in frame.tensors for frame in frames] == [True, False]
+    assert told == [f"{path}: dipole from dipole, of 1 of 2 structures"]
+    write(path, [images[0], water(dipole=[1.0, 0.0, 0.0], config_weight=0.5)], format="extxyz")
+    with pytest.raises(InputError, match="frame 1: config_weight 0.5 has no effect, tensors count"):
+        read_tensors(path, kinds("dipole"))
+    assert len(read_tensors(path, kinds("dipole"), required=False)) == 2
+
+
+def test_two_keys_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.xyz"
+    write(path, [water(dipole=[1.0, 0, 0]), water(REF_dipole=[2.0, 0, 0])], format="extxyz")
+    with pytest.raises(
+        InputError, match="frame 1: dipole is called REF_dipole here, and dipole in e"
+    ):
+        read_tensors(path, kinds("dipole"))
+
+
+def test_forces_are_read_as_direct_ones(tmp_path: Path) -> None:
+    path, forces = tmp_path / "w.xyz", np.arange(9.0).reshape(3, 3)
+    atoms = water()
+    atoms.set_constraint(FixAtoms([0]))  # ASE would zero those of this atom
+    atoms.calc = SinglePointCalculator(atoms, forces=forces)
+    write(path, atoms, format="extxyz")
+    (frame,) = read_tensors(path, kinds("direct_forces"))
+    np.testing.assert_array_equal(frame.tensors["direct_forces"], forces)

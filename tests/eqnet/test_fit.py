@@ -206,6 +206,17 @@ def test_steps_that_end_with_an_epoch_validate_it(tmp_path: Path) -> None:
     assert end.position.begun == 4
 
 
+def test_no_second_stage_begins_after_the_last_step(tmp_path: Path) -> None:
+    """The kept weights are those of the first one, and so is what is said of them."""
+    chosen = small_run.options(
+        max_num_epochs=9, max_num_steps=16, stage_two=True, start_stage_two=4, eval_interval=3
+    )
+    end = small_run.fit(tmp_path, chosen).run()
+    assert (end.complete, end.position.step, end.position.stage) == (True, 16, 1)
+    losses = {row["epoch"]: row["valid_loss"] for row in end.history}
+    assert end.position.best_loss == losses[end.position.best_epoch] == min(losses.values())
+
+
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
     common = dict(scheduler="constant", optimizer="adamw")
     whole = small_run.fit(tmp_path / "a", small_run.options(max_num_epochs=5, **common)).run()
