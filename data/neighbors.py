@@ -84,18 +84,23 @@ def _searchable(
     It divides the box of all atoms into cells, and, where there would be too many, makes them
     larger by the same factor along all directions. That ends the process with a division by zero
     where the box is thin along one: a sheet or a chain of 0.1 micrometre, or two molecules as far
-    apart. Then empty space is cut down to twice the cutoff, which is no less far apart, and the
-    radius is raised until there are few enough cells.
+    apart. Many more cells than atoms can take it minutes, too. Then empty space is cut down to twice
+    the cutoff, which is no less far apart, and the radius is raised until there are few enough
+    cells.
     """
     free = np.linalg.svd(vectors)[2][len(vectors) :]  # directions that are not periodic
     along = positions @ free.T
     heights = 1 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)
 
-    def fits(along: np.ndarray, radius: float) -> bool:
-        cells = np.maximum(np.concatenate([heights, np.ptp(along, axis=0)]) // radius, 1)
-        return bool(cells.min() >= 1.3 * (cells.prod() / MOST_CELLS) ** (1 / 3))
+    def cells(along: np.ndarray, radius: float) -> np.ndarray:
+        return np.maximum(np.concatenate([heights, np.ptp(along, axis=0)]) // radius, 1)
 
-    if not len(positions) or fits(along, cutoff):
+    def fits(along: np.ndarray, radius: float) -> bool:
+        number = cells(along, radius)
+        return bool(number.min() >= 1.3 * (number.prod() / MOST_CELLS) ** (1 / 3))
+
+    few = 1000 + 10 * len(positions)
+    if not len(positions) or (fits(along, cutoff) and cells(along, cutoff).prod() <= few):
         return positions, cutoff
     packed = np.empty_like(along)
     for axis, values in enumerate(along.T):

@@ -242,6 +242,7 @@ def _report(
         frames=dataset.frames,
         answers=answers,
         errors=measured,
+        validation={},
         config=asdict(options),
         summary={
             "labels": label_table(dataset.report),
