@@ -84,7 +84,7 @@ def _searchable(
     It divides the box of all atoms into cells, and, where there would be too many, makes them
     larger by the same factor along all directions. That ends the process with a division by zero
     where the box is thin along one: a sheet or a chain of 0.1 micrometre, or two molecules as far
-    apart. Many more cells than atoms can take it minutes, too. Then empty space is cut down to twice
+    apart; and many more cells than atoms can take it minutes. Then empty space is cut down to twice
     the cutoff, which is no less far apart, and the radius is raised until there are few enough
     cells.
     """
