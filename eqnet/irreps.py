@@ -66,8 +66,8 @@ def refuse_missing(needed: Irreps | str, there: Irreps) -> None:
     if missing:
         names = ", ".join(sorted(str(ir) for ir in missing))
         raise ValueError(
-            f"needs features {names}; the model has {there}; raise its degree or give it both "
-            "parities"
+            f"needs features {names}; the model has {there}; raise its degree, give it both "
+            "parities, or choose group O3"
         )
 
 

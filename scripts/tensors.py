@@ -32,7 +32,8 @@ class TensorsOptions:
     """Structures: any file ASE reads."""
     output: Annotated[str | None, default("none", "FILE.xyz")] = None
     """Write the structures here with their labels, REF_dipole and the like, and the answers,
-    eqnet_dipole: tensors of a structure in the comment line, of atoms in columns."""
+    eqnet_dipole: tensors of a structure in the comment line, of atoms in columns; other labels are
+    left out."""
     batch_size: int = 16
     """Structures at a time."""
     dtype: Literal["float32", "float64"] = "float32"
