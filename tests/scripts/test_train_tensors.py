@@ -120,7 +120,6 @@ def check_calculator(path: Path, images: list[Atoms]) -> None:
     [
         ("--target dipoles", "there is no target dipoles; there are charges, dip"),
         ("--target polarizability", "no structure has REF_polarizability or polarizability"),
-        ("--target elasticity --model tensornet", "no structure has REF_elasticity"),
         ("--target dipole --model tensornet --group SO3", "needs features 1o; the model has 64x0e"),
         ("--target dipole --pair_repulsion", "--pair_repulsion is of an energy and has no effect"),
     ],
